@@ -1,0 +1,239 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Space(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPACE_UNSPECIFIED: _ClassVar[Space]
+    SPACE_RAW: _ClassVar[Space]
+    SPACE_MODEL: _ClassVar[Space]
+SPACE_UNSPECIFIED: Space
+SPACE_RAW: Space
+SPACE_MODEL: Space
+
+class Array(_message.Message):
+    __slots__ = ("dtype", "shape", "data")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Size(_message.Message):
+    __slots__ = ("height", "width")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+
+class TwinRef(_message.Message):
+    __slots__ = ("mouse", "model", "version")
+    MOUSE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    mouse: str
+    model: str
+    version: str
+    def __init__(self, mouse: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class TwinIdentity(_message.Message):
+    __slots__ = ("mouse", "model", "version", "digest")
+    MOUSE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    mouse: str
+    model: str
+    version: str
+    digest: str
+    def __init__(self, mouse: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class PredictRequest(_message.Message):
+    __slots__ = ("twin", "images", "behavior", "pupil_center", "space", "neurons", "unit_ids")
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
+    PUPIL_CENTER_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    twin: TwinRef
+    images: Array
+    behavior: Array
+    pupil_center: Array
+    space: Space
+    neurons: Array
+    unit_ids: Array
+    def __init__(self, twin: _Optional[_Union[TwinRef, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., neurons: _Optional[_Union[Array, _Mapping]] = ..., unit_ids: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("responses", "twin", "defaults")
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    responses: Array
+    twin: TwinIdentity
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, responses: _Optional[_Union[Array, _Mapping]] = ..., twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ("id", "predict")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    predict: PredictRequest
+    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictRequest, _Mapping]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("id", "predict", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    predict: PredictResponse
+    error: Error
+    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("code", "message", "field", "request_id")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    field: str
+    request_id: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ListMiceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListMiceResponse(_message.Message):
+    __slots__ = ("twins",)
+    TWINS_FIELD_NUMBER: _ClassVar[int]
+    twins: _containers.RepeatedCompositeFieldContainer[TwinSummary]
+    def __init__(self, twins: _Optional[_Iterable[_Union[TwinSummary, _Mapping]]] = ...) -> None: ...
+
+class TwinSummary(_message.Message):
+    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device")
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    NATIVE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STIMULUS_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
+    PUPIL_CENTER_FIELD_NUMBER: _ClassVar[int]
+    TAKES_RAW_FIELD_NUMBER: _ClassVar[int]
+    GRAPHS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    twin: TwinIdentity
+    description: str
+    synthetic: bool
+    neurons: int
+    native_size: Size
+    stimulus_size: Size
+    behavior: _containers.RepeatedScalarFieldContainer[str]
+    pupil_center: _containers.RepeatedScalarFieldContainer[str]
+    takes_raw: bool
+    graphs: _containers.RepeatedScalarFieldContainer[str]
+    device: str
+    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ...) -> None: ...
+
+class GetMouseRequest(_message.Message):
+    __slots__ = ("twin",)
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    twin: TwinRef
+    def __init__(self, twin: _Optional[_Union[TwinRef, _Mapping]] = ...) -> None: ...
+
+class Mouse(_message.Message):
+    __slots__ = ("summary", "unit_ids", "cell_motor_coordinates", "receptive_field_center", "receptive_field_size", "statistics", "output_units", "graphs", "source", "source_sha256", "licence", "built_with", "truth")
+    class GraphsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: GraphReport
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[GraphReport, _Mapping]] = ...) -> None: ...
+    class BuiltWithEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TruthEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Array
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    CELL_MOTOR_COORDINATES_FIELD_NUMBER: _ClassVar[int]
+    RECEPTIVE_FIELD_CENTER_FIELD_NUMBER: _ClassVar[int]
+    RECEPTIVE_FIELD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_UNITS_FIELD_NUMBER: _ClassVar[int]
+    GRAPHS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    BUILT_WITH_FIELD_NUMBER: _ClassVar[int]
+    TRUTH_FIELD_NUMBER: _ClassVar[int]
+    summary: TwinSummary
+    unit_ids: Array
+    cell_motor_coordinates: Array
+    receptive_field_center: Array
+    receptive_field_size: Size
+    statistics: Statistics
+    output_units: str
+    graphs: _containers.MessageMap[str, GraphReport]
+    source: str
+    source_sha256: str
+    licence: str
+    built_with: _containers.ScalarMap[str, str]
+    truth: _containers.MessageMap[str, Array]
+    def __init__(self, summary: _Optional[_Union[TwinSummary, _Mapping]] = ..., unit_ids: _Optional[_Union[Array, _Mapping]] = ..., cell_motor_coordinates: _Optional[_Union[Array, _Mapping]] = ..., receptive_field_center: _Optional[_Union[Array, _Mapping]] = ..., receptive_field_size: _Optional[_Union[Size, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., output_units: _Optional[str] = ..., graphs: _Optional[_Mapping[str, GraphReport]] = ..., source: _Optional[str] = ..., source_sha256: _Optional[str] = ..., licence: _Optional[str] = ..., built_with: _Optional[_Mapping[str, str]] = ..., truth: _Optional[_Mapping[str, Array]] = ...) -> None: ...
+
+class Moments(_message.Message):
+    __slots__ = ("mean", "std")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("images", "behavior", "pupil_center", "responses")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
+    PUPIL_CENTER_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    images: Moments
+    behavior: Moments
+    pupil_center: Moments
+    responses: Moments
+    def __init__(self, images: _Optional[_Union[Moments, _Mapping]] = ..., behavior: _Optional[_Union[Moments, _Mapping]] = ..., pupil_center: _Optional[_Union[Moments, _Mapping]] = ..., responses: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
+
+class GraphReport(_message.Message):
+    __slots__ = ("opset", "parity_max_abs_error", "parity_tolerance", "replay_max_abs_error")
+    OPSET_FIELD_NUMBER: _ClassVar[int]
+    PARITY_MAX_ABS_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARITY_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_MAX_ABS_ERROR_FIELD_NUMBER: _ClassVar[int]
+    opset: int
+    parity_max_abs_error: float
+    parity_tolerance: float
+    replay_max_abs_error: float
+    def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_max_abs_error: _Optional[float] = ...) -> None: ...

@@ -32,22 +32,22 @@ class BundleError(Exception):
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    """What all parts of a manifest have in common: they do not change, and nothing unknown hides in them."""
 
 
-class Size(_Record):
+class Size(_Record, frozen=True):
     height: int
     width: int
 
 
-class Moments(_Record):
+class Moments(_Record, frozen=True):
     """Per-channel mean and standard deviation, in the data set's own units; empty where not known."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
 
-class Statistics(_Record):
+class Statistics(_Record, frozen=True):
     """The training set's statistics, each empty where not known.
 
     images: scalar mean and std of gray level. behavior: mean and std per channel (the loader divides by std only; the
@@ -60,7 +60,7 @@ class Statistics(_Record):
     responses: Moments = Moments()
 
 
-class Neurons(_Record):
+class Neurons(_Record, frozen=True):
     """Per-neuron facts, in the order of the response columns; None where not known.
 
     cell_motor_coordinates: (x, y, z) in µm. receptive_field_center: (x, y) in native pixels, pixel centres at integers,
@@ -74,7 +74,7 @@ class Neurons(_Record):
     receptive_field_size: Size | None = None
 
 
-class Inputs(_Record):
+class Inputs(_Record, frozen=True):
     """What the twin takes: `behavior` and `pupil_center` are the names of their channels, empty where it takes none."""
 
     native_size: Size
@@ -84,7 +84,7 @@ class Inputs(_Record):
     pupil_center: tuple[str, ...] = ()
 
 
-class Tensor(_Record):
+class Tensor(_Record, frozen=True):
     """One input or output of a graph; the batch dimension is the string "batch"."""
 
     name: str
@@ -92,7 +92,7 @@ class Tensor(_Record):
     shape: tuple[int | str, ...]
 
 
-class Parity(_Record):
+class Parity(_Record, frozen=True):
     """Largest absolute error of the graph against the float64 model, over `cases` (what was run) at export."""
 
     max_abs_error: float
@@ -100,7 +100,7 @@ class Parity(_Record):
     cases: tuple[str, ...]
 
 
-class Graph(_Record):
+class Graph(_Record, frozen=True):
     file: str
     sha256: str
     opset: int
@@ -109,7 +109,7 @@ class Graph(_Record):
     parity: Parity
 
 
-class Replay(_Record):
+class Replay(_Record, frozen=True):
     """Inputs and the float64 model's outputs, run again whenever the bundle is loaded.
 
     The npz holds `images`, `behavior` and `pupil_center` (those the twin takes) and `responses`.
@@ -120,13 +120,13 @@ class Replay(_Record):
     tolerance: float
 
 
-class Source(_Record):
+class Source(_Record, frozen=True):
     description: str
     sha256: str
     licence: str
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     """`bundle.json`."""
 
     schema: int
@@ -302,7 +302,7 @@ def _load_replay(folder: Path, manifest: Manifest, data: bytes) -> dict[str, NDA
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = dict(archive)
-    except Exception as error:  # noqa: BLE001 - numpy raises whatever the damaged bytes lead it to
+    except Exception as error:
         raise BundleError(f"{folder / manifest.replay.file}: {error}") from error
     expected = {"images", "responses"}
     expected |= {"behavior"} if manifest.inputs.behavior else set()

@@ -1,0 +1,52 @@
+"""Ask digital twins of mouse visual cortex.
+
+    import mousetwin
+
+    twins = mousetwin.connect("127.0.0.1:8001")
+    mouse = twins["26872-17-20"]
+    responses = mouse.predict(images)          # (N, 144, 256) uint8 -> float32 (N, 7776)
+
+`connect("local:MODELS")` runs the twins in this process instead (needs the serve extra); `mousetwin.aio` is the same
+for asyncio.
+"""
+
+from .errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    MousetwinError,
+    NotFound,
+    PayloadTooLarge,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from .frames import Responses
+from .query import GraphReport, Moments, MouseInfo, Space, TwinIdentity, TwinSummary
+from .twins import Mouse, Twins, connect
+
+__all__ = [
+    "Cancelled",
+    "DeadlineExceeded",
+    "GraphReport",
+    "Internal",
+    "InvalidArgument",
+    "Moments",
+    "Mouse",
+    "MouseInfo",
+    "MousetwinError",
+    "NotFound",
+    "PayloadTooLarge",
+    "ResourceExhausted",
+    "Responses",
+    "Space",
+    "TwinIdentity",
+    "TwinSummary",
+    "Twins",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "connect",
+]

@@ -124,7 +124,7 @@ class ListMiceResponse(_message.Message):
     def __init__(self, twins: _Optional[_Iterable[_Union[TwinSummary, _Mapping]]] = ...) -> None: ...
 
 class TwinSummary(_message.Message):
-    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device")
+    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device", "required")
     TWIN_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class TwinSummary(_message.Message):
     TAKES_RAW_FIELD_NUMBER: _ClassVar[int]
     GRAPHS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
     twin: TwinIdentity
     description: str
     synthetic: bool
@@ -147,7 +148,8 @@ class TwinSummary(_message.Message):
     takes_raw: bool
     graphs: _containers.RepeatedScalarFieldContainer[str]
     device: str
-    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ...) -> None: ...
+    required: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., required: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetMouseRequest(_message.Message):
     __slots__ = ("twin",)

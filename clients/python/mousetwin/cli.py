@@ -1,0 +1,189 @@
+"""The `mousetwin` command. `mice` and `predict` are here; the serve and export packages add theirs by entry point."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import read_npz
+from .errors import InvalidArgument, MousetwinError, NotFound
+from .progress import ProgressBar
+from .query import TwinSummary
+from .twins import connect
+
+_NPZ_ARRAYS = ("images", "behavior", "pupil_center")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; errors are one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(prog="mousetwin", description="Digital twins of mouse visual cortex.")
+    parser.add_argument("--version", action="version", version=f"mousetwin {version('mousetwin')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_mice(commands)
+    _add_predict(commands)
+    for entry_point in sorted(entry_points(group="mousetwin.commands"), key=lambda e: e.name):
+        try:
+            add_command = entry_point.load()
+        except ModuleNotFoundError as error:
+            _add_missing(commands, entry_point.name, str(error.name))
+        else:
+            add_command(commands)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except MousetwinError as error:
+        request = f" (request {error.request_id})" if error.request_id else ""
+        print(f"mousetwin: {error}{request}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _add_missing(commands: Any, name: str, module: str) -> None:
+    extra = "serve" if name == "serve" else "export"
+
+    def run(args: argparse.Namespace) -> int:
+        raise NotFound(f"'mousetwin {name}' needs {module}: pip install 'mousetwin[{extra}]'")
+
+    parser = commands.add_parser(name, help=f"not installed (pip install 'mousetwin[{extra}]')", add_help=False)
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    parser.set_defaults(run=run)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--server",
+        default=os.environ.get("MOUSETWIN_SERVER", "127.0.0.1:8001"),
+        help="HOST:PORT of the service's gRPC, or local:MODELS (default: $MOUSETWIN_SERVER or %(default)s)",
+    )
+    parser.add_argument("--timeout", type=float, default=None, help="seconds to wait for the answer")
+
+
+def _add_mice(commands: Any) -> None:
+    parser = commands.add_parser("mice", help="list what is served")
+    _add_server(parser)
+    parser.set_defaults(run=_run_mice)
+
+
+def _run_mice(args: argparse.Namespace) -> int:
+    with connect(args.server, timeout=args.timeout) as twins:
+        for summary in twins.mice():
+            print(describe(summary))
+    return 0
+
+
+def describe(summary: TwinSummary) -> str:
+    """One line on a twin, for people."""
+    twin = summary.twin
+    takes = ["images", *(["behavior"] if summary.behavior else []), *(["pupil_center"] if summary.pupil_center else [])]
+    height, width = summary.native_size
+    synthetic = "  SYNTHETIC" if summary.synthetic else ""
+    return (
+        f"{twin.mouse}  {twin.model} v{twin.version}  {summary.neurons} neurons  {height}x{width}  "
+        f"takes {', '.join(takes)}  on {summary.device}  {twin.digest[:12]}{synthetic}"
+    )
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="predict responses to the images in a file")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help=f".npy, or .npz with {', '.join(_NPZ_ARRAYS)}")
+    parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--version", default=None, help="default: the newest")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".npy to write, float32 (N, K)")
+    parser.add_argument("--behavior", type=Path, metavar="NPY", help="(N, B) or (B,)")
+    parser.add_argument("--pupil-center", type=Path, metavar="NPY", help="(N, 2) or (2,)")
+    parser.add_argument("--neurons", type=_integers, metavar="I,J,…", help="0-based columns; default: all")
+    parser.add_argument("--unit-ids", type=_integers, metavar="I,J,…", help="the recording's own ids instead")
+    parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
+    _add_server(parser)
+    parser.set_defaults(run=_run_predict)
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers separated by commas") from None
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    inputs = _load_inputs(args.images)
+    for name in ("behavior", "pupil_center"):
+        if (path := getattr(args, name)) is not None:
+            if name in inputs:
+                raise InvalidArgument(f"{name}: given both in {args.images} and as {path}", field=name)
+            inputs[name] = _load_npy(path)
+    with connect(args.server, timeout=args.timeout) as twins:
+        mouse = twins.mouse(args.mouse, args.model, args.version)
+        responses = mouse.predict(
+            inputs["images"],
+            inputs.get("behavior"),
+            inputs.get("pupil_center"),
+            neurons=args.neurons,
+            unit_ids=args.unit_ids,
+            space=args.space,
+            progress=ProgressBar(f"{args.mouse}"),
+        )
+    _save_npy(args.out, responses)
+    assert responses.twin is not None
+    defaults = f"; {' and '.join(responses.defaults)} at the training set's mean" if responses.defaults else ""
+    twin = responses.twin
+    print(
+        f"{args.out}: {responses.shape[0]} images × {responses.shape[1]} neurons, float32, "
+        f"from {twin.mouse}/{twin.model}/{twin.version} {twin.digest[:12]}{defaults}"
+    )
+    return 0
+
+
+def _load_inputs(path: Path) -> dict[str, NDArray[Any]]:
+    if path.suffix == ".npz":
+        inputs = read_npz(_read(path), _NPZ_ARRAYS, max_bytes=sys.maxsize)
+        if "images" not in inputs:
+            raise InvalidArgument(f"{path}: there is no array 'images' in it", field="images")
+        return inputs
+    return {"images": _load_npy(path)}
+
+
+def _load_npy(path: Path) -> NDArray[Any]:
+    # Mapped, not read: a recording's images need not fit into memory.
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror or error}", field="images") from None
+    except ValueError as error:
+        raise InvalidArgument(f"{path}: {error}", field="images") from None
+    if not isinstance(array, np.ndarray):
+        raise InvalidArgument(f"{path}: expected a .npy file", field="images")
+    return array
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}", field="images") from None
+
+
+def _save_npy(path: Path, array: NDArray[Any]) -> None:
+    # Written beside its place and moved there whole, so that no half-written file passes for an answer.
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as stream:
+            try:
+                np.save(stream, np.asarray(array), allow_pickle=False)
+            except BaseException:
+                os.unlink(stream.name)
+                raise
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="out") from None

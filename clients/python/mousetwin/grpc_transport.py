@@ -1,0 +1,112 @@
+"""Twins behind gRPC."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from . import wire
+from .errors import MousetwinError, from_code
+from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+from .v1 import digital_twin_pb2 as pb
+
+# Frames on their way at once: enough that the engine never waits for the wire, few enough to bound memory.
+WINDOW = 4
+# Sizes are bounded by the service and by how the client frames a batch, not by gRPC's 4 MB default.
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+def method(name: str) -> str:
+    return f"/{wire.SERVICE}/{name}"
+
+
+def translate(error: grpc.RpcError, address: str) -> MousetwinError:
+    """The client's exception for a failed call."""
+    call: Any = error
+    code: grpc.StatusCode = call.code()
+    trailing = dict(call.trailing_metadata() or ())
+    message = call.details() or code.name
+    if code is grpc.StatusCode.UNAVAILABLE and "request-id" not in trailing:
+        message = f"no answer from {address}: {message}"
+    return from_code(
+        code.name,
+        message,
+        field=str(trailing.get("error-field", "")),
+        request_id=str(trailing.get("request-id", "")),
+    )
+
+
+def frame_answer(response: pb.SessionResponse) -> Prediction:
+    """The prediction in a session's answer.
+
+    Raises:
+        MousetwinError: the frame was refused.
+    """
+    if response.WhichOneof("frame") == "error":
+        error = response.error
+        raise from_code(error.code, error.message, field=error.field, request_id=error.request_id)
+    return wire.prediction_from_proto(response.predict)
+
+
+class GrpcTransport:
+    """One channel to "host:port". Safe to use from several threads."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._list_mice = self._channel.unary_unary(
+            method("ListMice"), pb.ListMiceRequest.SerializeToString, pb.ListMiceResponse.FromString
+        )
+        self._get_mouse = self._channel.unary_unary(
+            method("GetMouse"), pb.GetMouseRequest.SerializeToString, pb.Mouse.FromString
+        )
+        self._predict = self._channel.unary_unary(
+            method("Predict"), pb.PredictRequest.SerializeToString, pb.PredictResponse.FromString
+        )
+        self._session = self._channel.stream_stream(
+            method("Session"), pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
+        )
+
+    def list_mice(self, timeout: float | None) -> list[TwinSummary]:
+        response = self._call(self._list_mice, pb.ListMiceRequest(), timeout)
+        return [wire.summary_from_proto(twin) for twin in response.twins]
+
+    def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo:
+        return wire.mouse_from_proto(
+            self._call(self._get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
+        )
+
+    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        return wire.prediction_from_proto(self._call(self._predict, wire.query_to_proto(query), timeout))
+
+    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+        room = threading.Semaphore(WINDOW)
+
+        def requests() -> Iterator[pb.SessionRequest]:
+            for number, query in enumerate(queries):
+                room.acquire()
+                yield pb.SessionRequest(id=number, predict=wire.query_to_proto(query))
+
+        call = self._session(requests(), timeout=timeout)
+        try:
+            for response in call:
+                room.release()
+                yield frame_answer(response)
+        except grpc.RpcError as error:
+            raise translate(error, self._address) from None
+        finally:
+            call.cancel()
+            # gRPC reads the requests in a thread of its own, which must not be left waiting for room.
+            room.release(WINDOW + 1)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, stub: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return stub(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise translate(error, self._address) from None

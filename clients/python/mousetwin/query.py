@@ -1,0 +1,139 @@
+"""What is asked of a twin and what comes back, free of any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Space(str, Enum):
+    """What the numbers of images, behavior and pupil center mean.
+
+    RAW: images are gray level 0-255 at the stimulus or the native size, behavior and pupil center are as recorded.
+    MODEL: exactly what the network takes.
+    """
+
+    RAW = "raw"
+    MODEL = "model"
+
+
+@dataclass(frozen=True)
+class TwinRef:
+    """Which twin. An empty model means the mouse's only one; an empty version means the newest."""
+
+    mouse: str
+    model: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class TwinIdentity:
+    """The twin that answered. `digest` (sha256 of the bundle's manifest) traces a figure to the weights."""
+
+    mouse: str
+    model: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class PredictQuery:
+    """One batch for one twin.
+
+    Attributes:
+        images: (N, H, W) or (N, 1, H, W); integers are RAW, floats need `space`.
+        behavior: (N, B), or (B,) for all images.
+        pupil_center: (N, 2), or (2,) for all images: horizontal, vertical.
+        neurons: 0-based columns (K,).
+        unit_ids: the recording's own ids (K,); not together with `neurons`.
+    """
+
+    twin: TwinRef
+    images: NDArray[Any]
+    behavior: NDArray[Any] | None = None
+    pupil_center: NDArray[Any] | None = None
+    space: Space | None = None
+    neurons: NDArray[Any] | None = None
+    unit_ids: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """responses: float32 (N, K). defaults: inputs that were not sent and stood at the training set's mean."""
+
+    responses: NDArray[np.float32]
+    twin: TwinIdentity
+    defaults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TwinSummary:
+    """What `mice()` tells of a twin. Sizes are (height, width) in pixels.
+
+    takes_raw: whether image statistics are known, so that RAW images are taken. required: inputs that must be sent,
+    having no default.
+    """
+
+    twin: TwinIdentity
+    description: str
+    synthetic: bool
+    neurons: int
+    native_size: tuple[int, int]
+    stimulus_size: tuple[int, int]
+    behavior: tuple[str, ...]
+    pupil_center: tuple[str, ...]
+    takes_raw: bool
+    graphs: tuple[str, ...]
+    device: str
+    required: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation per channel, in the data set's units; empty where not known."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """Measured errors of one graph: parity at export against the float64 model, replay at load on this device."""
+
+    opset: int
+    parity_max_abs_error: float
+    parity_tolerance: float
+    replay_max_abs_error: float
+
+
+@dataclass(frozen=True)
+class MouseInfo:
+    """Everything a twin's bundle tells; None where not known.
+
+    Attributes:
+        unit_ids: int64 (K,).
+        cell_motor_coordinates: float32 (K, 3), µm.
+        receptive_field_center: float32 (K, 2), x and y in native pixels with the pupil at its mean.
+        receptive_field_size: (height, width) of native pixels that can reach one neuron.
+        statistics: by variable: images, behavior, pupil_center, responses.
+        truth: synthetic mice only: what each neuron was built from, float64 (K,) each.
+    """
+
+    summary: TwinSummary
+    unit_ids: NDArray[np.int64] | None
+    cell_motor_coordinates: NDArray[np.float32] | None
+    receptive_field_center: NDArray[np.float32] | None
+    receptive_field_size: tuple[int, int] | None
+    statistics: Mapping[str, Moments]
+    output_units: str
+    graphs: Mapping[str, GraphReport]
+    source: str
+    source_sha256: str
+    licence: str
+    built_with: Mapping[str, str]
+    truth: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

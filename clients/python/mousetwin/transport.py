@@ -1,0 +1,53 @@
+"""How a client reaches twins: one small interface, so that a notebook moves from a laptop without a server to the
+lab's GPU box by changing one string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from .errors import InvalidArgument, Unimplemented
+from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+
+
+class Transport(Protocol):
+    """What a transport does; `timeout` is in seconds, None for no limit. Raises only `MousetwinError`s."""
+
+    def list_mice(self, timeout: float | None) -> list[TwinSummary]: ...
+
+    def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo: ...
+
+    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction: ...
+
+    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+        """Answers in the order of `queries`, the next ones sent while earlier ones are computed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_transport(address: str) -> Transport:
+    """The transport for "host:port" (gRPC) or "<scheme>:…", found by its entry point in `mousetwin.transports`.
+
+    Raises:
+        InvalidArgument: the address is neither.
+        Unimplemented: nothing installed serves the scheme.
+    """
+    scheme, _, rest = address.partition(":")
+    if rest.rpartition(":")[2].isdigit() and not rest.startswith("//"):
+        from .grpc_transport import GrpcTransport
+
+        return GrpcTransport(address)
+    for entry_point in entry_points(group="mousetwin.transports", name=scheme):
+        try:
+            opener = entry_point.load()
+        except ModuleNotFoundError as error:
+            raise Unimplemented(
+                f"{address}: {scheme} twins need {error.name}; pip install 'mousetwin[serve]'", field="address"
+            ) from error
+        transport: Transport = opener(address)
+        return transport
+    if not rest or scheme.replace(".", "").isalnum():
+        raise InvalidArgument(f"address: {address!r}, expected 'host:port' or 'local:MODELS'", field="address")
+    raise Unimplemented(f"{address}: nothing installed serves {scheme!r} addresses", field="address")

@@ -1,0 +1,187 @@
+"""The client's nouns: `Twins`, what a service holds, and `Mouse`, one twin to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InvalidArgument, MousetwinError
+from .frames import Collector, Responses, split
+from .query import MouseInfo, PredictQuery, Space, TwinRef, TwinSummary
+from .transport import Transport, open_transport
+
+Progress = Callable[[int, int], None]
+
+
+def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) -> Twins:
+    """The twins at an address: "host:port" over gRPC, or "local:MODELS" in this process.
+
+    Args:
+        address: "host:port" of a service, or "local:MODELS" for a folder of bundles ("local:" for the built-in
+            demo mouse), which needs the serve extra.
+        timeout: seconds for any one call that names none itself; None for no limit.
+
+    Raises:
+        InvalidArgument: the address is of neither form.
+        Unimplemented: what the address needs is not installed.
+    """
+    return Twins(open_transport(address), timeout)
+
+
+class Twins:
+    """What is served at one address. A context manager; safe to use from several threads."""
+
+    def __init__(self, transport: Transport, timeout: float | None = None) -> None:
+        self._transport = transport
+        self._timeout = timeout
+
+    def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
+        """What is served: one entry per mouse, model and version."""
+        return self._transport.list_mice(timeout or self._timeout)
+
+    def mouse(
+        self, data_key: str, model: str = "", version: str | int | None = None, *, timeout: float | None = None
+    ) -> Mouse:
+        """One twin. Where the mouse has one model it need not be named; without a version it is the newest.
+
+        Raises:
+            NotFound: no such mouse, model or version; the message lists those there are.
+            InvalidArgument: the mouse has several models and none is named.
+        """
+        ref = TwinRef(data_key, model, "" if version is None else str(version))
+        return Mouse(self._transport, self._transport.get_mouse(ref, timeout or self._timeout), self._timeout)
+
+    def __getitem__(self, data_key: str) -> Mouse:
+        return self.mouse(data_key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(summary.twin.mouse for summary in self.mice()))
+
+    def __contains__(self, data_key: object) -> bool:
+        return data_key in list(self)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Twins:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Mouse:
+    """One twin of one mouse.
+
+    Attributes:
+        info: everything its bundle tells, as of when this object was made.
+    """
+
+    def __init__(self, transport: Transport, info: MouseInfo, timeout: float | None = None) -> None:
+        self.info = info
+        self._transport = transport
+        self._timeout = timeout
+
+    @property
+    def summary(self) -> TwinSummary:
+        return self.info.summary
+
+    def __repr__(self) -> str:
+        twin = self.summary.twin
+        made_up = ", synthetic" if self.summary.synthetic else ""
+        return f"<Mouse {twin.mouse} {twin.model} v{twin.version}: {self.summary.neurons} neurons{made_up}>"
+
+    def predict(
+        self,
+        images: ArrayLike,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        space: Space | str | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> Responses:
+        """Predicted responses to a batch of any length; large ones are sent as frames that stream.
+
+        Args:
+            images: (N, H, W) or (N, 1, H, W). Integers are gray levels 0-255 at the stimulus or the native size
+                (`space="raw"`); floats must say their space.
+            behavior: (N, B), or (B,) for all images, in the channels of `summary.behavior`.
+            pupil_center: (N, 2), or (2,) for all images.
+            neurons: 0-based columns to return (K,), in this order.
+            unit_ids: the recording's own ids instead of `neurons`.
+            space: "raw" or "model", for images, behavior and pupil center alike.
+            timeout: seconds for the whole batch.
+            progress: called with (images answered, images in all) after each frame.
+
+        Returns:
+            float32 (N, K), in units of each neuron's standard deviation, with `.twin` and `.defaults`.
+
+        Raises:
+            InvalidArgument: the message names the field, what came and what was expected.
+            MousetwinError: any other failure; see `mousetwin.errors`.
+        """
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        frames = split(query, columns_of(self.summary, query))
+        timeout = timeout or self._timeout
+        if len(frames) == 1:
+            prediction = self._transport.predict(query, timeout)
+            if progress is not None:
+                progress(len(query.images), len(query.images))
+            return Responses(np.array(prediction.responses), prediction.twin, prediction.defaults)
+        collector = Collector(frames)
+        try:
+            for prediction in self._transport.predict_frames(frames, timeout):
+                collector.add(prediction)
+                if progress is not None:
+                    progress(collector.done, len(query.images))
+        except MousetwinError as error:
+            raise collector.locate(error) from None
+        return collector.result()
+
+
+def build_query(
+    summary: TwinSummary,
+    images: ArrayLike,
+    behavior: ArrayLike | None,
+    pupil_center: ArrayLike | None,
+    neurons: ArrayLike | None,
+    unit_ids: ArrayLike | None,
+    space: Space | str | None,
+) -> PredictQuery:
+    """The query of a `predict` call; pinned to the version that `summary` is of, so that all frames get the same."""
+    twin = summary.twin
+    return PredictQuery(
+        TwinRef(twin.mouse, twin.model, twin.version),
+        np.asarray(images),
+        _optional_array(behavior),
+        _optional_array(pupil_center),
+        _space(space),
+        _optional_array(neurons),
+        _optional_array(unit_ids),
+    )
+
+
+def columns_of(summary: TwinSummary, query: PredictQuery) -> int:
+    """How many columns the answer to `query` will have."""
+    chosen = query.neurons if query.neurons is not None else query.unit_ids
+    return summary.neurons if chosen is None else chosen.size
+
+
+def _optional_array(values: ArrayLike | None) -> NDArray[Any] | None:
+    return None if values is None else np.asarray(values)
+
+
+def _space(space: Space | str | None) -> Space | None:
+    try:
+        return None if space is None else Space(space)
+    except ValueError:
+        raise InvalidArgument(f"space: {space!r}, expected 'raw' or 'model'", field="space") from None

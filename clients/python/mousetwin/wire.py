@@ -1,0 +1,195 @@
+"""Queries, predictions and metadata to protobuf messages and back, for both ends of the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from . import arrays
+from .errors import InvalidArgument
+from .query import (
+    GraphReport,
+    Moments,
+    MouseInfo,
+    Prediction,
+    PredictQuery,
+    Space,
+    TwinIdentity,
+    TwinRef,
+    TwinSummary,
+)
+from .v1 import digital_twin_pb2 as pb
+
+SERVICE = "mousetwin.v1.DigitalTwin"
+_SPACES = {None: pb.SPACE_UNSPECIFIED, Space.RAW: pb.SPACE_RAW, Space.MODEL: pb.SPACE_MODEL}
+_SPACES_BY_VALUE: dict[int, Space | None] = {value: space for space, value in _SPACES.items()}
+_STATISTICS = ("images", "behavior", "pupil_center", "responses")
+
+
+def query_to_proto(query: PredictQuery) -> pb.PredictRequest:
+    return pb.PredictRequest(
+        twin=ref_to_proto(query.twin),
+        images=arrays.to_proto(query.images),
+        behavior=_optional_to_proto(query.behavior),
+        pupil_center=_optional_to_proto(query.pupil_center),
+        space=_SPACES[query.space],
+        neurons=_optional_to_proto(query.neurons),
+        unit_ids=_optional_to_proto(query.unit_ids),
+    )
+
+
+def query_from_proto(message: pb.PredictRequest) -> PredictQuery:
+    """The query in a message.
+
+    Raises:
+        InvalidArgument: an array that cannot be read, or a space this version does not know.
+    """
+    if message.space not in _SPACES_BY_VALUE:
+        raise InvalidArgument(f"space: {message.space} is not known, expected RAW (1) or MODEL (2)", field="space")
+    if not message.HasField("images"):
+        raise InvalidArgument("images: missing", field="images")
+    return PredictQuery(
+        twin=ref_from_proto(message.twin),
+        images=arrays.from_proto(message.images, "images"),
+        behavior=_optional_from_proto(message, "behavior"),
+        pupil_center=_optional_from_proto(message, "pupil_center"),
+        space=_SPACES_BY_VALUE[message.space],
+        neurons=_optional_from_proto(message, "neurons"),
+        unit_ids=_optional_from_proto(message, "unit_ids"),
+    )
+
+
+def prediction_to_proto(prediction: Prediction) -> pb.PredictResponse:
+    return pb.PredictResponse(
+        responses=arrays.to_proto(prediction.responses),
+        twin=_identity_to_proto(prediction.twin),
+        defaults=prediction.defaults,
+    )
+
+
+def prediction_from_proto(message: pb.PredictResponse) -> Prediction:
+    responses = arrays.from_proto(message.responses, "responses")
+    return Prediction(responses, _identity_from_proto(message.twin), tuple(message.defaults))
+
+
+def ref_to_proto(ref: TwinRef) -> pb.TwinRef:
+    return pb.TwinRef(mouse=ref.mouse, model=ref.model, version=ref.version)
+
+
+def ref_from_proto(message: pb.TwinRef) -> TwinRef:
+    return TwinRef(message.mouse, message.model, message.version)
+
+
+def summary_to_proto(summary: TwinSummary) -> pb.TwinSummary:
+    return pb.TwinSummary(
+        twin=_identity_to_proto(summary.twin),
+        description=summary.description,
+        synthetic=summary.synthetic,
+        neurons=summary.neurons,
+        native_size=_size_to_proto(summary.native_size),
+        stimulus_size=_size_to_proto(summary.stimulus_size),
+        behavior=summary.behavior,
+        pupil_center=summary.pupil_center,
+        takes_raw=summary.takes_raw,
+        graphs=summary.graphs,
+        device=summary.device,
+        required=summary.required,
+    )
+
+
+def summary_from_proto(message: pb.TwinSummary) -> TwinSummary:
+    return TwinSummary(
+        twin=_identity_from_proto(message.twin),
+        description=message.description,
+        synthetic=message.synthetic,
+        neurons=message.neurons,
+        native_size=_size_from_proto(message.native_size),
+        stimulus_size=_size_from_proto(message.stimulus_size),
+        behavior=tuple(message.behavior),
+        pupil_center=tuple(message.pupil_center),
+        takes_raw=message.takes_raw,
+        graphs=tuple(message.graphs),
+        device=message.device,
+        required=tuple(message.required),
+    )
+
+
+def mouse_to_proto(info: MouseInfo) -> pb.Mouse:
+    statistics = {name: pb.Moments(mean=m.mean, std=m.std) for name, m in info.statistics.items()}
+    return pb.Mouse(
+        summary=summary_to_proto(info.summary),
+        unit_ids=_optional_to_proto(info.unit_ids),
+        cell_motor_coordinates=_optional_to_proto(info.cell_motor_coordinates),
+        receptive_field_center=_optional_to_proto(info.receptive_field_center),
+        receptive_field_size=_size_to_proto(info.receptive_field_size) if info.receptive_field_size else None,
+        statistics=pb.Statistics(**statistics),
+        output_units=info.output_units,
+        graphs={
+            name: pb.GraphReport(
+                opset=report.opset,
+                parity_max_abs_error=report.parity_max_abs_error,
+                parity_tolerance=report.parity_tolerance,
+                replay_max_abs_error=report.replay_max_abs_error,
+            )
+            for name, report in info.graphs.items()
+        },
+        source=info.source,
+        source_sha256=info.source_sha256,
+        licence=info.licence,
+        built_with=dict(info.built_with),
+        truth={name: arrays.to_proto(values) for name, values in info.truth.items()},
+    )
+
+
+def mouse_from_proto(message: pb.Mouse) -> MouseInfo:
+    statistics: dict[str, pb.Moments] = {name: getattr(message.statistics, name) for name in _STATISTICS}
+    return MouseInfo(
+        summary=summary_from_proto(message.summary),
+        unit_ids=_optional_from_proto(message, "unit_ids"),
+        cell_motor_coordinates=_optional_from_proto(message, "cell_motor_coordinates"),
+        receptive_field_center=_optional_from_proto(message, "receptive_field_center"),
+        receptive_field_size=(
+            _size_from_proto(message.receptive_field_size) if message.HasField("receptive_field_size") else None
+        ),
+        statistics={name: Moments(tuple(m.mean), tuple(m.std)) for name, m in statistics.items()},
+        output_units=message.output_units,
+        graphs={
+            name: GraphReport(
+                opset=report.opset,
+                parity_max_abs_error=report.parity_max_abs_error,
+                parity_tolerance=report.parity_tolerance,
+                replay_max_abs_error=report.replay_max_abs_error,
+            )
+            for name, report in message.graphs.items()
+        },
+        source=message.source,
+        source_sha256=message.source_sha256,
+        licence=message.licence,
+        built_with=dict(message.built_with),
+        truth={name: arrays.from_proto(values, name) for name, values in message.truth.items()},
+    )
+
+
+def _optional_to_proto(array: NDArray[Any] | None) -> pb.Array | None:
+    return None if array is None else arrays.to_proto(array)
+
+
+def _optional_from_proto(message: Any, field: str) -> NDArray[Any] | None:
+    return arrays.from_proto(getattr(message, field), field) if message.HasField(field) else None
+
+
+def _identity_to_proto(twin: TwinIdentity) -> pb.TwinIdentity:
+    return pb.TwinIdentity(mouse=twin.mouse, model=twin.model, version=twin.version, digest=twin.digest)
+
+
+def _identity_from_proto(message: pb.TwinIdentity) -> TwinIdentity:
+    return TwinIdentity(message.mouse, message.model, message.version, message.digest)
+
+
+def _size_to_proto(size: tuple[int, int]) -> pb.Size:
+    return pb.Size(height=size[0], width=size[1])
+
+
+def _size_from_proto(message: pb.Size) -> tuple[int, int]:
+    return (message.height, message.width)

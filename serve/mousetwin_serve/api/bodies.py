@@ -1,0 +1,123 @@
+"""REST bodies: JSON, `.npy` and `.npz` to queries, predictions to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from mousetwin import arrays
+from mousetwin.errors import InvalidArgument
+from mousetwin.query import Prediction, PredictQuery, Space, TwinRef
+from numpy.typing import NDArray
+
+JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
+ARRAYS = ("images", "behavior", "pupil_center", "neurons", "unit_ids")
+WORDS = ("space", "model", "version")
+
+
+def read_query(mouse: str, media_type: str, body: bytes, parameters: Mapping[str, str], max_bytes: int) -> PredictQuery:
+    """The query in a request's body and query parameters.
+
+    Raises:
+        InvalidArgument: the body cannot be read, a parameter is malformed, or something is given twice.
+        PayloadTooLarge: an `.npz` that expands to more than `max_bytes`.
+    """
+    found: dict[str, Any] = _READERS[media_type](body, max_bytes)
+    for name in ("neurons", "unit_ids", *WORDS):
+        if name in parameters:
+            if found.get(name) is not None:
+                raise InvalidArgument(f"{name}: given both in the body and as a query parameter", field=name)
+            value = parameters[name]
+            found[name] = value if name in WORDS else _integers(value, name)
+    if found.get("images") is None:
+        raise InvalidArgument("images: missing", field="images")
+    twin = TwinRef(mouse, found.get("model") or "", found.get("version") or "")
+    return PredictQuery(
+        twin,
+        found["images"],
+        found.get("behavior"),
+        found.get("pupil_center"),
+        _space(found.get("space")),
+        found.get("neurons"),
+        found.get("unit_ids"),
+    )
+
+
+def write_prediction(prediction: Prediction, media_type: str) -> bytes:
+    """The body of an answer: `.npy` of the responses, `.npz` with `responses`, or JSON."""
+    if media_type == NPY:
+        return arrays.write_npy(prediction.responses)
+    if media_type == NPZ:
+        return arrays.write_npz({"responses": prediction.responses})
+    return write_json({"responses": prediction.responses, "twin": prediction.twin, "defaults": prediction.defaults})
+
+
+def write_json(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in an answer")
+
+
+def _read_json(body: bytes, max_bytes: int) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArgument(f"body: malformed JSON: {error}", field="body") from error
+    if not isinstance(document, dict):
+        raise InvalidArgument("body: expected a JSON object with images", field="body")
+    for name in document:
+        if name not in (*ARRAYS, *WORDS):
+            raise InvalidArgument(
+                f"body: {name[:80]!r} is not known, expected {', '.join((*ARRAYS, *WORDS))}", field="body"
+            )
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        if value is None:
+            continue
+        if name in WORDS:
+            found[name] = _word(name, value)
+        else:
+            found[name] = arrays.from_nested(value, name)
+    return found
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if name == "version" and type(value) is int:
+        return str(value)
+    raise InvalidArgument(f"{name}: expected a string", field=name)
+
+
+def _read_npy(body: bytes, max_bytes: int) -> dict[str, Any]:
+    return {"images": arrays.read_npy(body, "images")}
+
+
+def _read_npz(body: bytes, max_bytes: int) -> dict[str, Any]:
+    return dict(arrays.read_npz(body, ARRAYS, max_bytes))
+
+
+_READERS: dict[str, Callable[[bytes, int], dict[str, Any]]] = {JSON: _read_json, NPY: _read_npy, NPZ: _read_npz}
+
+
+def _integers(text: str, name: str) -> NDArray[np.int64]:
+    try:
+        return np.array([int(part) for part in text.split(",")], np.int64)
+    except (ValueError, OverflowError):
+        message = f"{name}: {text[:80]!r}, expected whole numbers separated by commas"
+        raise InvalidArgument(message, field=name) from None
+
+
+def _space(word: str | None) -> Space | None:
+    if word is None:
+        return None
+    try:
+        return Space(word)
+    except ValueError:
+        raise InvalidArgument(f"space: {word[:80]!r}, expected 'raw' or 'model'", field="space") from None

@@ -1,0 +1,143 @@
+"""The gRPC service: translates messages to queries and back, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from mousetwin import wire
+from mousetwin.errors import InvalidArgument, Unavailable
+from mousetwin.v1 import digital_twin_pb2 as pb
+
+from ..service import TwinService
+from .errors import as_domain_error, grpc_status, new_request_id
+
+# Frames of one session in work at once: enough to keep the engine busy, few enough to bound memory.
+SESSION_WINDOW = 8
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+M = TypeVar("M", bound=Message)
+
+
+class DigitalTwinServicer:
+    """`mousetwin.v1.DigitalTwin` on a TwinService.
+
+    Messages are parsed here and not by gRPC, which answers a malformed one with INTERNAL and a Python traceback.
+    """
+
+    def __init__(self, service: TwinService) -> None:
+        self._service = service
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "ListMice": grpc.unary_unary_rpc_method_handler(self._unary("ListMice", self._list_mice)),
+            "GetMouse": grpc.unary_unary_rpc_method_handler(self._unary("GetMouse", self._get_mouse)),
+            "Predict": grpc.unary_unary_rpc_method_handler(self._unary("Predict", self._predict)),
+            "Session": grpc.stream_stream_rpc_method_handler(self._session),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
+
+    def _unary(
+        self, call: str, answer: Callable[[bytes, float | None], Awaitable[Message]]
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        metrics = self._service.metrics
+        seconds = metrics.request_seconds.labels("grpc", call)
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            start = time.perf_counter()
+            request_id = new_request_id()
+            code = "OK"
+            try:
+                message = await answer(request, _deadline(context))
+                context.set_trailing_metadata((("request-id", request_id),))
+                return message.SerializeToString()
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as failure:
+                error = as_domain_error(failure, request_id)
+                code = error.code
+                trailing = (("request-id", request_id), ("error-field", error.field))
+                await context.abort(grpc_status(error), str(error), trailing)
+                raise  # abort never returns; this tells the type checker
+            finally:
+                metrics.requests.labels("grpc", call, code).inc()
+                seconds.observe(time.perf_counter() - start)
+
+        return handle
+
+    async def _list_mice(self, request: bytes, deadline: float | None) -> Message:
+        _parse(pb.ListMiceRequest, request)
+        return pb.ListMiceResponse(twins=[wire.summary_to_proto(twin) for twin in self._service.list_mice()])
+
+    async def _get_mouse(self, request: bytes, deadline: float | None) -> Message:
+        ref = wire.ref_from_proto(_parse(pb.GetMouseRequest, request).twin)
+        return wire.mouse_to_proto(self._service.get_mouse(ref))
+
+    async def _predict(self, request: bytes, deadline: float | None) -> Message:
+        query = wire.query_from_proto(_parse(pb.PredictRequest, request))
+        return wire.prediction_to_proto(await self._service.predict(query, deadline))
+
+    async def _session(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        """Frames are worked on side by side, so that they can share engine runs, and answered in order."""
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(SESSION_WINDOW)
+        deadline = _deadline(context)
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await answers.put(asyncio.create_task(self._frame(request, deadline)))
+            finally:
+                await answers.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                if (task := answers.get_nowait()) is not None:
+                    task.cancel()
+
+    async def _frame(self, request: bytes, deadline: float | None) -> bytes:
+        start = time.perf_counter()
+        request_id = new_request_id()
+        frame_id, code = 0, "OK"
+        try:
+            message = _parse(pb.SessionRequest, request)
+            frame_id = message.id
+            if message.WhichOneof("frame") is None:
+                raise InvalidArgument("frame: missing, expected predict", field="frame")
+            if not self._service.ready:
+                raise Unavailable("the service is shutting down")
+            prediction = await self._service.predict(wire.query_from_proto(message.predict), deadline)
+            response = pb.SessionResponse(id=frame_id, predict=wire.prediction_to_proto(prediction))
+        except Exception as failure:
+            error = as_domain_error(failure, request_id)
+            code = error.code
+            report = pb.Error(code=code, message=str(error), field=error.field, request_id=request_id)
+            response = pb.SessionResponse(id=frame_id, error=report)
+        metrics = self._service.metrics
+        metrics.requests.labels("grpc", "Session", code).inc()
+        metrics.request_seconds.labels("grpc", "Session").observe(time.perf_counter() - start)
+        return response.SerializeToString()
+
+
+def _parse(kind: type[M], data: bytes) -> M:
+    message: Any = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise InvalidArgument(f"request: these bytes are not a {kind.DESCRIPTOR.full_name}", field="request") from None
+    parsed: M = message
+    return parsed
+
+
+def _deadline(context: Context) -> float | None:
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

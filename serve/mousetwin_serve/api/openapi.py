@@ -1,0 +1,300 @@
+"""The REST contract as an OpenAPI document, and as a page that needs nothing from the internet."""
+
+from __future__ import annotations
+
+import html
+from importlib.metadata import version
+from typing import Any
+
+from ..stimulus import Limits
+from .bodies import JSON, NPY, NPZ
+
+Schema = dict[str, Any]
+
+_BINARY: Schema = {"type": "string", "format": "binary"}
+_STRINGS: Schema = {"type": "array", "items": {"type": "string"}}
+_NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
+_ROWS: Schema = {"type": "array", "items": _NUMBERS}
+_INTEGERS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+_PAIR: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+
+
+def _object(required: dict[str, Schema], **optional: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {**required, **optional},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _maybe(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_IMAGES: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "description": "(N, H, W) or (N, 1, H, W). Whole numbers are gray levels 0-255 at the stimulus or the native size "
+    "unless `space` says otherwise; other numbers need `space`.",
+    "items": {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "number"}, _NUMBERS]}}},
+}
+_CONDITION: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, B), or (B) for all images."}
+_SPACE: Schema = {
+    "type": "string",
+    "enum": ["raw", "model"],
+    "description": "raw: gray level 0-255, behavior and pupil center as recorded. model: what the network takes.",
+}
+
+_SCHEMAS: dict[str, Schema] = {
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457 problem details: `detail` names the field, what came and what was expected.",
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "code": {"type": "string", "description": "the gRPC status's name"},
+            "field": {"type": "string"},
+            "request_id": {"type": "string"},
+        },
+        "required": ["type", "title", "status", "detail"],
+    },
+    "Twin": _object(
+        {
+            "mouse": {"type": "string"},
+            "model": {"type": "string"},
+            "version": {"type": "string"},
+            "digest": {"type": "string", "description": "sha256 of the bundle's manifest"},
+        }
+    ),
+    "TwinSummary": _object(
+        {
+            "twin": _ref("Twin"),
+            "description": {"type": "string"},
+            "synthetic": {"type": "boolean"},
+            "neurons": {"type": "integer"},
+            "native_size": _PAIR,
+            "stimulus_size": _PAIR,
+            "behavior": _STRINGS,
+            "pupil_center": _STRINGS,
+            "takes_raw": {"type": "boolean"},
+            "graphs": _STRINGS,
+            "device": {"type": "string"},
+            "required": _STRINGS,
+        }
+    ),
+    "Moments": _object({"mean": _NUMBERS, "std": _NUMBERS}),
+    "GraphReport": _object(
+        {
+            "opset": {"type": "integer"},
+            "parity_max_abs_error": {"type": "number"},
+            "parity_tolerance": {"type": "number"},
+            "replay_max_abs_error": {"type": "number"},
+        }
+    ),
+    "Mouse": _object(
+        {
+            "summary": _ref("TwinSummary"),
+            "unit_ids": _maybe({"type": "array", "items": {"type": "integer"}}),
+            "cell_motor_coordinates": _maybe({**_ROWS, "description": "(x, y, z) per neuron, µm"}),
+            "receptive_field_center": _maybe({**_ROWS, "description": "(x, y) per neuron, native pixels"}),
+            "receptive_field_size": _maybe(_PAIR),
+            "statistics": {"type": "object", "additionalProperties": _ref("Moments")},
+            "output_units": {"type": "string"},
+            "graphs": {"type": "object", "additionalProperties": _ref("GraphReport")},
+            "source": {"type": "string"},
+            "source_sha256": {"type": "string"},
+            "licence": {"type": "string"},
+            "built_with": {"type": "object", "additionalProperties": {"type": "string"}},
+            "truth": {"type": "object", "additionalProperties": _NUMBERS},
+        }
+    ),
+    "PredictRequest": _object(
+        {"images": _IMAGES},
+        behavior=_maybe(_CONDITION),
+        pupil_center=_maybe(_CONDITION),
+        space=_maybe(_SPACE),
+        neurons=_maybe({**_INTEGERS, "description": "0-based columns to return"}),
+        unit_ids=_maybe({**_INTEGERS, "description": "the recording's own ids instead of neurons"}),
+        model=_maybe({"type": "string"}),
+        version=_maybe({"type": ["string", "integer"]}),
+    ),
+    "PredictResponse": _object({"responses": _ROWS, "twin": _ref("Twin"), "defaults": _STRINGS}),
+}
+
+
+def _answer(description: str, **content: Schema) -> Schema:
+    return {"description": description, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
+
+
+def _problems(*statuses: int) -> Schema:
+    what = {
+        400: "A field is malformed, out of range, missing or unwanted.",
+        404: "No such mouse, model or version.",
+        406: "None of the accepted media types is on offer.",
+        413: "The request or its answer is over a size limit.",
+        415: "The body is of no known media type.",
+        429: "The queue is full.",
+        503: "The service is shutting down.",
+        504: "The deadline passed first.",
+    }
+    problem = {"content": {"application/problem+json": {"schema": _ref("Problem")}}}
+    return {str(status): {"description": what[status], **problem} for status in statuses}
+
+
+def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
+    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+
+
+def document(limits: Limits) -> Schema:
+    """The OpenAPI 3.1 document."""
+    mouse = {"name": "mouse", "in": "path", "required": True, "schema": {"type": "string"}, "description": "data_key"}
+    which = [
+        _query("model", "needed where the mouse has several"),
+        _query("version", "the newest where it is left out"),
+    ]
+    integers = {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}
+    seconds = {"type": "number", "exclusiveMinimum": 0}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "mousetwin",
+            "version": version("mousetwin"),
+            "description": "Digital twins of mouse visual cortex: an image in, the predicted response of every "
+            f"recorded neuron out. A request may hold {limits.request_bytes} bytes, an answer {limits.response_bytes}.",
+        },
+        "paths": {
+            "/v1/mice": {
+                "get": {
+                    "operationId": "listMice",
+                    "summary": "What is served",
+                    "responses": {
+                        "200": _answer(
+                            "One entry per mouse, model and version.",
+                            **{JSON: _object({"mice": {"type": "array", "items": _ref("TwinSummary")}})},
+                        )
+                    },
+                }
+            },
+            "/v1/mice/{mouse}": {
+                "get": {
+                    "operationId": "getMouse",
+                    "summary": "Everything a twin's bundle tells",
+                    "parameters": [mouse, *which],
+                    "responses": {"200": _answer("The twin.", **{JSON: _ref("Mouse")}), **_problems(400, 404)},
+                }
+            },
+            "/v1/mice/{mouse}/predict": {
+                "post": {
+                    "operationId": "predict",
+                    "summary": "Predicted responses to a batch of images",
+                    "description": "Arrays as JSON lists, as one .npy (the images), or as .npz with images, behavior, "
+                    "pupil_center, neurons, unit_ids. The answer is of the type that was sent unless Accept says "
+                    "otherwise. X-Mousetwin-Twin, -Digest and -Defaults tell how it came about.",
+                    "parameters": [
+                        mouse,
+                        *which,
+                        _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]}),
+                        _query("neurons", "0-based columns to return, separated by commas", integers),
+                        _query("unit_ids", "the recording's own ids instead of neurons", integers),
+                        _query("timeout", "seconds after which the request is dropped", seconds),
+                    ],
+                    "requestBody": {
+                        "required": True,
+                        "content": {
+                            JSON: {"schema": _ref("PredictRequest")},
+                            NPY: {"schema": _BINARY},
+                            NPZ: {"schema": _BINARY},
+                        },
+                    },
+                    "responses": {
+                        "200": _answer(
+                            "Responses (N, K), float32, in units of each neuron's standard deviation.",
+                            **{JSON: _ref("PredictResponse"), NPY: _BINARY, NPZ: _BINARY},
+                        ),
+                        **_problems(400, 404, 406, 413, 415, 429, 503, 504),
+                    },
+                }
+            },
+            "/livez": {"get": _health("livez", "Whether the process answers")},
+            "/readyz": {"get": _health("readyz", "Whether new work is taken", not_ready=True)},
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Counters in Prometheus' text format",
+                    "responses": {"200": _answer("Counters.", **{"text/plain": {"type": "string"}})},
+                }
+            },
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+def _health(name: str, summary: str, *, not_ready: bool = False) -> Schema:
+    status = {JSON: _object({"status": {"type": "string"}})}
+    responses = {"200": _answer("Yes.", **status)}
+    if not_ready:
+        responses["503"] = _answer("No: shutting down.", **status)
+    return {"operationId": name, "summary": summary, "responses": responses}
+
+
+def page(document: Schema) -> str:
+    """The document as one HTML page without scripts."""
+    parts = [
+        "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        "<title>mousetwin API</title><style>"
+        "body{font:16px/1.5 system-ui;max-width:56rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2.5rem}"
+        "code{background:#f2f2f2;padding:.1em .3em}table{border-collapse:collapse;margin:.5rem 0}"
+        "td,th{border:1px solid #ddd;padding:.25rem .6rem;text-align:left;vertical-align:top}</style>",
+        f"<h1>mousetwin {_text(document['info']['version'])}</h1><p>{_text(document['info']['description'])}</p>",
+        "<p>Machine-readable: <a href=/openapi.json>/openapi.json</a></p>",
+    ]
+    for path, operations in document["paths"].items():
+        for verb, operation in operations.items():
+            parts.append(f"<h2><code>{verb.upper()} {_text(path)}</code></h2><p>{_text(operation['summary'])}. ")
+            parts.append(f"{_text(operation.get('description', ''))}</p>")
+            rows = [(p["name"], p["in"], p.get("description", "")) for p in operation.get("parameters", ())]
+            parts.append(_table(("parameter", "in", "what"), rows))
+            content = operation.get("requestBody", {}).get("content", {})
+            parts.append(_table(("body", "what"), [(kind, _shape(c["schema"])) for kind, c in content.items()]))
+            answers = [(code, _text_of(r), ", ".join(r["content"])) for code, r in operation["responses"].items()]
+            parts.append(_table(("status", "what", "as"), answers))
+    for name, schema in document["components"]["schemas"].items():
+        parts.append(f"<h2 id={name}>{name}</h2>")
+        rows = [(field, _shape(s), s.get("description", "")) for field, s in schema["properties"].items()]
+        parts.append(_table(("field", "type", "what"), rows))
+    return "".join(parts)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _text_of(response: Schema) -> str:
+    return str(response["description"])
+
+
+def _shape(schema: Schema) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_shape(s) for s in schema["anyOf"]))
+    if schema.get("type") == "array":
+        return f"list of {_shape(schema['items'])}"
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    return str(schema.get("format") or schema.get("type", "any"))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    if not rows:
+        return ""
+    cells = ["<tr>" + "".join(f"<th>{_text(cell)}" for cell in head)]
+    cells += ["<tr>" + "".join(f"<td>{_text(cell)}" for cell in row) for row in rows]
+    return "<table>" + "".join(cells) + "</table>"

@@ -1,0 +1,236 @@
+"""The REST service, an ASGI app: translates HTTP to queries and back, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from mousetwin.errors import Cancelled, InvalidArgument, MousetwinError, PayloadTooLarge
+from mousetwin.query import Prediction, PredictQuery, TwinRef
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from ..service import TwinService
+from . import bodies, openapi
+from .errors import as_domain_error, http_status, new_request_id
+
+_LARGE_BYTES = 1 << 20
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(service: TwinService) -> Starlette:
+    """The ASGI app of a service."""
+    rest = _Rest(service)
+    app = Starlette(
+        routes=[
+            Route("/v1/mice", rest.endpoint("ListMice", rest.list_mice)),
+            Route("/v1/mice/{mouse}", rest.endpoint("GetMouse", rest.get_mouse)),
+            Route("/v1/mice/{mouse}/predict", rest.endpoint("Predict", rest.predict), methods=["POST"]),
+            Route("/livez", rest.live),
+            Route("/readyz", rest.is_ready),
+            Route("/metrics", rest.metrics),
+            Route("/openapi.json", rest.openapi),
+            Route("/docs", rest.docs),
+            Route("/", rest.root),
+        ],
+        exception_handlers={HTTPException: _http_problem},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Rest:
+    def __init__(self, service: TwinService) -> None:
+        self._service = service
+        self._document = openapi.document(service.limits)
+
+    def endpoint(self, call: str, answer: Endpoint) -> Endpoint:
+        """`answer` with its errors turned to problems, a request id on every answer, and counted."""
+        metrics = self._service.metrics
+        seconds = metrics.request_seconds.labels("rest", call)
+
+        async def handle(request: Request) -> Response:
+            start = time.perf_counter()
+            request_id = new_request_id()
+            code = "OK"
+            try:
+                response = await answer(request)
+            except HTTPException as error:
+                code = f"HTTP_{error.status_code}"
+                response = await _http_problem(request, error)
+            except Exception as failure:
+                error_ = as_domain_error(failure, request_id)
+                code = error_.code
+                response = _problem(http_status(error_), str(error_), error_)
+            response.headers["X-Request-Id"] = request_id
+            metrics.requests.labels("rest", call, code).inc()
+            seconds.observe(time.perf_counter() - start)
+            return response
+
+        return handle
+
+    async def list_mice(self, request: Request) -> Response:
+        return _json({"mice": self._service.list_mice()})
+
+    async def get_mouse(self, request: Request) -> Response:
+        parameters = request.query_params
+        ref = TwinRef(request.path_params["mouse"], parameters.get("model", ""), parameters.get("version", ""))
+        return _json(self._service.get_mouse(ref))
+
+    async def predict(self, request: Request) -> Response:
+        deadline = _deadline(request)
+        sent_as = _sent_as(request)
+        answer_as = _answer_as(request, sent_as)
+        body = await self._body(request)
+        arguments = (request.path_params["mouse"], sent_as, body, request.query_params)
+        # Parsing a large body takes long enough to hold up everyone else in the event loop.
+        limit = self._service.limits.request_bytes
+        if len(body) > _LARGE_BYTES:
+            query = await asyncio.to_thread(bodies.read_query, *arguments, limit)
+        else:
+            query = bodies.read_query(*arguments, limit)
+        prediction = await self._predict_while_connected(request, query, deadline)
+        if prediction.responses.nbytes > _LARGE_BYTES:
+            content = await asyncio.to_thread(bodies.write_prediction, prediction, answer_as)
+        else:
+            content = bodies.write_prediction(prediction, answer_as)
+        twin = prediction.twin
+        headers = {
+            "X-Mousetwin-Twin": f"{twin.mouse}/{twin.model}/{twin.version}",
+            "X-Mousetwin-Digest": twin.digest,
+            "X-Mousetwin-Defaults": ",".join(prediction.defaults),
+        }
+        return Response(content, media_type=answer_as, headers=headers)
+
+    async def _predict_while_connected(
+        self, request: Request, query: PredictQuery, deadline: float | None
+    ) -> Prediction:
+        prediction = asyncio.ensure_future(self._service.predict(query, deadline))
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({prediction, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if prediction.done():
+                return prediction.result()
+            raise Cancelled("the caller hung up")
+        finally:
+            gone.cancel()
+            prediction.cancel()
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._service.limits.request_bytes
+        too_large = PayloadTooLarge(
+            f"body: larger than the limit of {limit} bytes; send fewer images at once", field="body"
+        )
+        if (
+            request.headers.get("content-length", "0").isdigit()
+            and int(request.headers.get("content-length", 0)) > limit
+        ):
+            raise too_large
+        chunks, size = [], 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+        except ClientDisconnect:
+            raise Cancelled("the caller hung up") from None
+        return b"".join(chunks)
+
+    async def live(self, request: Request) -> Response:
+        return _json({"status": "live"})
+
+    async def is_ready(self, request: Request) -> Response:
+        if self._service.ready:
+            return _json({"status": "ready"})
+        return _json({"status": "draining"}, status=503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._service.metrics.expose(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(self._document)
+
+    async def docs(self, request: Request) -> Response:
+        return HTMLResponse(openapi.page(self._document))
+
+    async def root(self, request: Request) -> Response:
+        return RedirectResponse("/docs")
+
+
+def _sent_as(request: Request) -> str:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in (bodies.JSON, bodies.NPY, bodies.NPZ):
+        raise HTTPException(
+            415, f"content-type: {media_type[:80]!r}, expected {bodies.JSON}, {bodies.NPY} or {bodies.NPZ}"
+        )
+    return media_type
+
+
+def _answer_as(request: Request, sent_as: str) -> str:
+    """The best of what the caller accepts; where anything goes, what the caller sent."""
+    accepted: dict[str, float] = {}
+    for part in request.headers.get("accept", "*/*").split(","):
+        media_range, *options = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((option[2:] for option in options if option.startswith("q=")), "1")
+        try:
+            accepted[media_range] = float(quality)
+        except ValueError:
+            accepted[media_range] = 0.0
+    wildcard = max(accepted.get("*/*", 0), accepted.get("application/*", 0))
+    offers = sorted((bodies.JSON, bodies.NPY, bodies.NPZ), key=lambda offer: offer != sent_as)
+    best = max(offers, key=lambda offer: accepted.get(offer, wildcard))
+    if accepted.get(best, wildcard) <= 0:
+        raise HTTPException(406, f"accept: expected {bodies.JSON}, {bodies.NPY} or {bodies.NPZ}")
+    return best
+
+
+def _deadline(request: Request) -> float | None:
+    text = request.query_params.get("timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidArgument(f"timeout: {text[:80]!r}, expected seconds, more than 0", field="timeout")
+    return time.monotonic() + seconds
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(bodies.write_json(value), status_code=status, media_type=bodies.JSON)
+
+
+def _problem(status: int, detail: str, error: MousetwinError | None = None) -> Response:
+    """RFC 9457 problem details; `code`, `field` and `request_id` are ours."""
+    problem: dict[str, Any] = {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
+    if error is not None:
+        problem |= {"code": error.code, "field": error.field, "request_id": error.request_id}
+    return Response(bodies.write_json(problem), status_code=status, media_type="application/problem+json")
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request"
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _problem(error.status_code, error.detail)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,52 @@
+"""Twins in the caller's own process: `mousetwin.connect("local:MODELS")`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+
+from .batcher import BatchSettings
+from .device import choose
+from .repository import DEMO_MODELS, Repository
+
+
+def open_local(address: str) -> LocalTransport:
+    """The twins in the folder behind "local:"; "local:" alone is the built-in demo mouse.
+
+    Raises:
+        NotFound: no such folder.
+    """
+    folder = address.removeprefix("local:")
+    return LocalTransport(Repository.load(Path(folder) if folder else DEMO_MODELS, choose("auto")))
+
+
+class LocalTransport:
+    """A repository behind the client's transport interface. Timeouts do not apply: nobody else is waited for."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def list_mice(self, timeout: float | None) -> list[TwinSummary]:
+        return [twin.summary for twin in self._repository.twins.values()]
+
+    def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo:
+        return self._repository.find(ref).info
+
+    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        twin = self._repository.find(query.twin)
+        stimulus = twin.stimulus.read(query)
+        size = BatchSettings.max_batch
+        parts = []
+        for start in range(0, len(stimulus), size):
+            responses = twin.engine.forward(*stimulus.rows(start, start + size))
+            parts.append(responses if stimulus.columns is None else responses[:, stimulus.columns])
+        return Prediction(np.concatenate(parts), twin.identity, stimulus.defaults)
+
+    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+        return (self.predict(query, timeout) for query in queries)
+
+    def close(self) -> None:
+        """Nothing to close."""

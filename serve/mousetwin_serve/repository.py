@@ -1,0 +1,98 @@
+"""The folder of bundles: finds them, loads them, and answers which twin a reference means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mousetwin.errors import InvalidArgument, NotFound
+from mousetwin.query import TwinRef
+
+from . import bundle
+from .device import Device
+from .stimulus import Limits
+from .twin import Twin
+
+DEMO_MODELS = Path(__file__).parent / "demo"
+
+
+class Repository:
+    """The twins that are served.
+
+    Attributes:
+        twins: by mouse, model and version, the newest version last.
+        refused: a line for each bundle that was found and is not served, with the reason.
+    """
+
+    def __init__(self, twins: Iterable[Twin], refused: Iterable[str] = ()) -> None:
+        self.twins = {(t.identity.mouse, t.identity.model, t.identity.version): t for t in twins}
+        self.refused = list(refused)
+
+    @classmethod
+    def load(cls, models: Path, device: Device, limits: Limits | None = None, threads: int = 0) -> Repository:
+        """Everything in `MODELS/<mouse>/<model>/<version>/`. A bundle that cannot be served is noted in `refused`.
+
+        Raises:
+            NotFound: `models` is no folder.
+        """
+        if not models.is_dir():
+            raise NotFound(f"{models}: no such folder of exported twins", field="models")
+        twins, refused = [], []
+        for folder in sorted(models.glob("*/*/*"), key=_by_version):
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            try:
+                twins.append(Twin(bundle.read(folder), device, limits or Limits(), threads))
+            except bundle.BundleError as error:
+                refused.append(f"not served: {error}")
+        return cls(twins, refused)
+
+    def find(self, ref: TwinRef) -> Twin:
+        """The twin that `ref` means.
+
+        Raises:
+            NotFound: no such mouse, model or version; the message lists those there are.
+            InvalidArgument: the mouse is not named, or has several models and none is named.
+        """
+        if not ref.mouse:
+            raise InvalidArgument(
+                f"mouse: missing, expected one of {_listed(m for m, _, _ in self.twins)}", field="mouse"
+            )
+        models = list(dict.fromkeys(model for mouse, model, _ in self.twins if mouse == ref.mouse))
+        if not models:
+            raise NotFound(
+                f"mouse: {_brief(ref.mouse)} is not served, expected one of {_listed(m for m, _, _ in self.twins)}",
+                field="mouse",
+            )
+        if not ref.model and len(models) > 1:
+            raise InvalidArgument(f"model: {ref.mouse} has several, expected one of {_listed(models)}", field="model")
+        model = ref.model or models[0]
+        if model not in models:
+            raise NotFound(
+                f"model: {ref.mouse} has no {_brief(model)}, expected one of {_listed(models)}", field="model"
+            )
+        versions = [version for mouse, name, version in self.twins if (mouse, name) == (ref.mouse, model)]
+        version = ref.version or versions[-1]
+        if version not in versions:
+            raise NotFound(
+                f"version: {ref.mouse}/{model} has no {_brief(version)}, expected one of {_listed(versions)}",
+                field="version",
+            )
+        return self.twins[ref.mouse, model, version]
+
+
+def _by_version(folder: Path) -> tuple[str, str, list[tuple[int, str]]]:
+    # Numbers count as numbers, so that version 10 is newer than 9.
+    parts = [(int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", folder.name)]
+    return (folder.parent.parent.name, folder.parent.name, parts)
+
+
+def _listed(names: Iterable[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - 20} more" if len(unique) > 20 else ""
+    return (", ".join(unique[:20]) + more) or "none: nothing is served"
+
+
+def _brief(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:80] + "…")

@@ -1,0 +1,93 @@
+"""What the service does, whatever the protocol: find the twin, check the query, batch it, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+
+from .batcher import Batcher, BatchSettings
+from .metrics import Metrics
+from .repository import Repository
+from .stimulus import Limits
+from .twin import Twin
+
+# Reading a query this large takes long enough to be worth leaving the event loop for.
+_LARGE_BYTES = 1 << 20
+
+
+class TwinService:
+    """Answers for all twins of a repository. Lives in one event loop.
+
+    Attributes:
+        ready: whether new work is taken.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        limits: Limits | None = None,
+        batching: BatchSettings | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.repository = repository
+        self.limits = limits or Limits()
+        self.metrics = metrics or Metrics()
+        self.ready = True
+        # One thread: a run has all the cores already, and two at once would only get in each other's way.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._batchers = {
+            twin.identity: Batcher(twin.engine, self._executor, batching, self._recorder(twin))
+            for twin in repository.twins.values()
+        }
+        for identity, batcher in self._batchers.items():
+            gauge = self.metrics.queued.labels(identity.mouse, identity.model)
+            gauge.set_function(functools.partial(getattr, batcher, "queued"))
+
+    def list_mice(self) -> list[TwinSummary]:
+        return [twin.summary for twin in self.repository.twins.values()]
+
+    def get_mouse(self, ref: TwinRef) -> MouseInfo:
+        """Raises NotFound or InvalidArgument where `ref` means no single twin."""
+        return self.repository.find(ref).info
+
+    async def predict(self, query: PredictQuery, deadline: float | None = None) -> Prediction:
+        """Responses to one batch.
+
+        Args:
+            query: as the caller sent it; all checks happen here.
+            deadline: on `time.monotonic()`'s clock.
+
+        Raises:
+            MousetwinError: as `Repository.find`, `StimulusReader.read` and `Batcher.submit` say.
+        """
+        twin = self.repository.find(query.twin)
+        if query.images.nbytes > _LARGE_BYTES:
+            stimulus = await asyncio.to_thread(twin.stimulus.read, query)
+        else:
+            stimulus = twin.stimulus.read(query)
+        responses = await self._batchers[twin.identity].submit(stimulus, deadline)
+        return Prediction(responses, twin.identity, stimulus.defaults)
+
+    async def drain(self) -> None:
+        """Refuse new work, finish what was taken, stop."""
+        self.ready = False
+        await asyncio.gather(*(batcher.drain() for batcher in self._batchers.values()))
+        self._executor.shutdown()
+
+    def _recorder(self, twin: Twin) -> Callable[[int, float], None]:
+        labels = (twin.identity.mouse, twin.identity.model)
+        images = self.metrics.images.labels(*labels)
+        run_seconds = self.metrics.run_seconds.labels(*labels)
+        run_images = self.metrics.run_images.labels(*labels)
+
+        def record(count: int, seconds: float) -> None:
+            images.inc(count)
+            run_images.observe(count)
+            run_seconds.observe(seconds)
+
+        return record

@@ -1,0 +1,297 @@
+"""From what a caller sends to what the network takes: every input check with its message, and raw → model space.
+
+The order is the training loader's (sinzlab/sensorium, `datasets/mouse_loaders.py`): images `(x - mean) / std` with
+scalar statistics, then rescaled; behavior divided by its std without subtracting the mean; pupil center z-scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mousetwin.errors import InvalidArgument, PayloadTooLarge
+from mousetwin.query import PredictQuery, Space
+from numpy.typing import NDArray
+
+from .bundle import Inputs, Manifest, Moments
+
+Float = NDArray[np.float32]
+_SUPPLY = "export the twin again with --statistics or --dataset"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for.
+
+    response_bytes bounds images × neurons × 4; request_bytes bounds the encoded request and what it expands to.
+    """
+
+    request_bytes: int = 64 << 20
+    response_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """A checked batch in model space.
+
+    images: float32 (N, 1, H, W). behavior: (N, B) and pupil_center: (N, 2), None where the twin takes none.
+    columns: the neurons asked for, None for all. defaults: inputs that stand at the training set's mean.
+    """
+
+    images: Float
+    behavior: Float | None
+    pupil_center: Float | None
+    columns: NDArray[np.intp] | None
+    defaults: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, start: int, stop: int) -> tuple[Float, Float | None, Float | None]:
+        """Images, behavior and pupil center of some of the batch."""
+        behavior = None if self.behavior is None else self.behavior[start:stop]
+        pupil_center = None if self.pupil_center is None else self.pupil_center[start:stop]
+        return self.images[start:stop], behavior, pupil_center
+
+
+class StimulusReader:
+    """Checks and converts queries for one twin."""
+
+    def __init__(self, manifest: Manifest, limits: Limits) -> None:
+        self._inputs: Inputs = manifest.inputs
+        self._statistics = manifest.statistics
+        self._neurons = manifest.neurons.count
+        self._limits = limits
+        native, shown = manifest.inputs.native_size, manifest.inputs.stimulus_size
+        self._native = (native.height, native.width)
+        self._shown = (shown.height, shown.width)
+        ids = manifest.neurons.unit_ids
+        self._column_of = None if ids is None else {unit_id: column for column, unit_id in enumerate(ids)}
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the statistics that raw images need are known."""
+        moments = self._statistics.images
+        return bool(moments.mean and moments.std)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Inputs that must be sent, having no default."""
+        return ("images", *(("behavior",) if self._inputs.behavior and not self._has_default_behavior else ()))
+
+    @property
+    def _has_default_behavior(self) -> bool:
+        moments = self._statistics.behavior
+        return bool(moments.mean and moments.std)
+
+    def read(self, query: PredictQuery) -> Stimulus:
+        """The query as the network takes it.
+
+        Raises:
+            InvalidArgument: a field is not as the twin's contract says; the message names it, what came and what was
+                expected.
+            PayloadTooLarge: the answer would be over the limit.
+        """
+        columns = self._columns(query)
+        space = self._space(query)
+        count = self._count(query.images)
+        self._check_answer_size(count, self._neurons if columns is None else len(columns))
+        images = self._images(query.images, space)
+        behavior, default_behavior = self._behavior(query.behavior, space, count)
+        pupil_center, default_pupil = self._pupil_center(query.pupil_center, space, count)
+        defaults = (*(("behavior",) if default_behavior else ()), *(("pupil_center",) if default_pupil else ()))
+        return Stimulus(images, behavior, pupil_center, columns, defaults)
+
+    def _space(self, query: PredictQuery) -> Space:
+        if query.space is not None:
+            return query.space
+        if query.images.dtype.kind in "ui":
+            return Space.RAW
+        raise InvalidArgument(
+            f"space: {query.images.dtype.name} images must say whether they are 'raw' (gray level 0-255) or 'model' "
+            "(as the network takes them)",
+            field="space",
+        )
+
+    def _count(self, images: NDArray[Any]) -> int:
+        height, width = self._native
+        if images.ndim not in (3, 4):
+            raise InvalidArgument(
+                f"images: shape {images.shape} has rank {images.ndim}, expected (N, {height}, {width}) or "
+                f"(N, 1, {height}, {width})",
+                field="images",
+            )
+        if images.ndim == 4 and images.shape[1] != self._inputs.channels:
+            raise InvalidArgument(
+                f"images: shape {images.shape} has {images.shape[1]} channels, expected {self._inputs.channels}",
+                field="images",
+            )
+        if images.shape[0] == 0:
+            raise InvalidArgument("images: there are none, expected at least one", field="images")
+        return len(images)
+
+    def _images(self, images: NDArray[Any], space: Space) -> Float:
+        size = images.shape[-2:]
+        accepted = {self._native, self._shown} if space is Space.RAW else {self._native}
+        if size not in accepted:
+            sizes = " or ".join(f"{height}×{width}" for height, width in sorted(accepted))
+            raise InvalidArgument(
+                f"images: {size[0]}×{size[1]} (height × width) in {space.value} space, expected {sizes}",
+                field="images",
+            )
+        values = _finite(images, "images").reshape(len(images), self._inputs.channels, *size)
+        if space is Space.MODEL:
+            return values
+        if not self.takes_raw:
+            raise InvalidArgument(
+                f"space: raw images need the twin's image statistics, which its bundle lacks; {_SUPPLY}, or send "
+                "space 'model'",
+                field="space",
+            )
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 255:
+            raise InvalidArgument(
+                f"images: raw gray levels run from {low:g} to {high:g}, expected 0 to 255", field="images"
+            )
+        return _normalise(rescale(values, self._native), self._statistics.images, subtract_mean=True)
+
+    def _behavior(self, given: NDArray[Any] | None, space: Space, count: int) -> tuple[Float | None, bool]:
+        names, moments = self._inputs.behavior, self._statistics.behavior
+        if given is None and names:
+            if not self._has_default_behavior:
+                raise InvalidArgument(
+                    f"behavior: missing; the twin takes {', '.join(names)} and its bundle does not hold their means, "
+                    f"so there is no default: send (N, {len(names)}), or {_SUPPLY}",
+                    field="behavior",
+                )
+            mean = np.asarray(moments.mean, np.float32)
+            return _per_image(_normalise(mean, moments, subtract_mean=False), count), True
+        values = self._condition("behavior", given, names, count)
+        if values is None or space is Space.MODEL:
+            return values, False
+        self._require_statistics("behavior", bool(moments.std))
+        return _normalise(values, moments, subtract_mean=False), False
+
+    def _pupil_center(self, given: NDArray[Any] | None, space: Space, count: int) -> tuple[Float | None, bool]:
+        names, moments = self._inputs.pupil_center, self._statistics.pupil_center
+        if given is None and names:
+            # The z-scored mean is 0 whatever the statistics are, so this default is always known.
+            return np.zeros((count, len(names)), np.float32), True
+        values = self._condition("pupil_center", given, names, count)
+        if values is None or space is Space.MODEL:
+            return values, False
+        self._require_statistics("pupil_center", bool(moments.mean and moments.std))
+        return _normalise(values, moments, subtract_mean=True), False
+
+    def _condition(self, field: str, given: NDArray[Any] | None, names: tuple[str, ...], count: int) -> Float | None:
+        if given is None:
+            return None
+        if not names:
+            raise InvalidArgument(f"{field}: this twin takes none, leave it out", field=field)
+        width = len(names)
+        if given.shape not in ((width,), (count, width)):
+            raise InvalidArgument(
+                f"{field}: shape {given.shape}, expected ({count}, {width}), or ({width},) for all images: "
+                f"{', '.join(names)}",
+                field=field,
+            )
+        return _per_image(_finite(given, field), count)
+
+    def _require_statistics(self, field: str, known: bool) -> None:
+        if not known:
+            raise InvalidArgument(
+                f"{field}: raw values need the twin's {field} statistics, which its bundle lacks; {_SUPPLY}, or send "
+                "everything in space 'model'",
+                field=field,
+            )
+
+    def _columns(self, query: PredictQuery) -> NDArray[np.intp] | None:
+        if query.neurons is not None and query.unit_ids is not None:
+            raise InvalidArgument("unit_ids: given together with neurons, expected one of the two", field="unit_ids")
+        if query.neurons is not None:
+            neurons = _integers(query.neurons, "neurons")
+            wrong = neurons[(neurons < 0) | (neurons >= self._neurons)]
+            if wrong.size:
+                raise InvalidArgument(f"neurons: {wrong[0]}, expected 0 to {self._neurons - 1}", field="neurons")
+            return neurons.astype(np.intp)
+        if query.unit_ids is not None:
+            return self._columns_of_units(_integers(query.unit_ids, "unit_ids"))
+        return None
+
+    def _columns_of_units(self, unit_ids: NDArray[Any]) -> NDArray[np.intp]:
+        if self._column_of is None:
+            raise InvalidArgument(
+                "unit_ids: this twin's bundle does not hold them; use neurons, or export it again with --dataset",
+                field="unit_ids",
+            )
+        unknown = [unit_id for unit_id in unit_ids.tolist() if unit_id not in self._column_of]
+        if unknown:
+            raise InvalidArgument(
+                f"unit_ids: {unknown[0]} is not among the twin's {self._neurons} unit ids", field="unit_ids"
+            )
+        return np.array([self._column_of[unit_id] for unit_id in unit_ids.tolist()], np.intp)
+
+    def _check_answer_size(self, count: int, columns: int) -> None:
+        size = count * columns * 4
+        if size > self._limits.response_bytes:
+            most = self._limits.response_bytes // (columns * 4)
+            raise PayloadTooLarge(
+                f"images: {count} images × {columns} neurons answer {size} bytes, the limit is "
+                f"{self._limits.response_bytes}: send at most {most} images at once, or choose neurons",
+                field="images",
+            )
+
+
+def rescale(images: Float, size: tuple[int, int]) -> Float:
+    """Images (N, C, H, W) shrunk to `size`: bilinear at pixel centres, without antialiasing.
+
+    The training loader's `skimage.transform.rescale(order=1, anti_aliasing=False)`; for a factor of 4 that is the mean
+    of the central 2×2 pixels of every 4×4 block.
+    """
+    return _resample(_resample(images, size[0], axis=2), size[1], axis=3)
+
+
+def _resample(images: Float, length: int, axis: int) -> Float:
+    if images.shape[axis] == length:
+        return images
+    factor = images.shape[axis] / length
+    position = (np.arange(length) + 0.5) * factor - 0.5
+    before = np.floor(position).astype(np.intp)
+    weight = (position - before).astype(np.float32).reshape((-1,) + (1,) * (images.ndim - 1 - axis))
+    after = np.minimum(before + 1, images.shape[axis] - 1)
+    return np.asarray(images.take(before, axis) * (1 - weight) + images.take(after, axis) * weight, np.float32)
+
+
+def _normalise(values: Float, moments: Moments, *, subtract_mean: bool) -> Float:
+    mean: Float = np.asarray(moments.mean if subtract_mean else 0, np.float32)
+    std: Float = np.asarray(moments.std, np.float32)
+    scaled: Float = (values - mean) / std
+    return scaled
+
+
+def _per_image(values: Float, count: int) -> Float:
+    return np.broadcast_to(values, (count, values.shape[-1]))
+
+
+def _finite(values: NDArray[Any], field: str) -> Float:
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    finite = np.isfinite(single)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InvalidArgument(
+            f"{field}: {values[where]} at {where}, expected finite numbers within float32", field=field
+        )
+    return np.ascontiguousarray(single)
+
+
+def _integers(values: NDArray[Any], field: str) -> NDArray[Any]:
+    if values.ndim != 1 or values.size == 0:
+        raise InvalidArgument(f"{field}: shape {values.shape}, expected a list of at least one", field=field)
+    if values.dtype.kind not in "ui":
+        raise InvalidArgument(f"{field}: dtype is {values.dtype.name}, expected whole numbers", field=field)
+    unique, counts = np.unique(values, return_counts=True)
+    if (counts > 1).any():
+        raise InvalidArgument(f"{field}: {unique[counts > 1][0]} is repeated, expected each once", field=field)
+    return values

@@ -187,3 +187,7 @@ def _save_npy(path: Path, array: NDArray[Any]) -> None:
         os.replace(stream.name, path)
     except OSError as error:
         raise NotFound(f"{path}: cannot be written: {error.strerror}", field="out") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The client for asyncio: the same nouns and arguments as `mousetwin.connect`, awaited, over gRPC.
+
+async with mousetwin.aio.connect("127.0.0.1:8001") as twins:
+    mouse = await twins.mouse("26872-17-20")
+    responses = await mouse.predict(images)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import wire
+from .errors import MousetwinError
+from .frames import Collector, Responses, split
+from .grpc_transport import CHANNEL_OPTIONS, WINDOW, frame_answer, method, translate
+from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .twins import Progress, build_query, columns_of
+from .v1 import digital_twin_pb2 as pb
+
+
+def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) -> Twins:
+    """The twins at "host:port". Call it within a running event loop.
+
+    Args:
+        address: of the service's gRPC.
+        timeout: seconds for any one call that names none itself; None for no limit.
+    """
+    return Twins(address, timeout)
+
+
+class Twins:
+    """What is served at one address. An async context manager."""
+
+    def __init__(self, address: str, timeout: float | None = None) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._list_mice = self._channel.unary_unary(
+            method("ListMice"), pb.ListMiceRequest.SerializeToString, pb.ListMiceResponse.FromString
+        )
+        self._get_mouse = self._channel.unary_unary(
+            method("GetMouse"), pb.GetMouseRequest.SerializeToString, pb.Mouse.FromString
+        )
+        self._predict = self._channel.unary_unary(
+            method("Predict"), pb.PredictRequest.SerializeToString, pb.PredictResponse.FromString
+        )
+        self._session = self._channel.stream_stream(
+            method("Session"), pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
+        )
+
+    async def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
+        """What is served: one entry per mouse, model and version."""
+        response = await self._call(self._list_mice, pb.ListMiceRequest(), timeout)
+        return [wire.summary_from_proto(twin) for twin in response.twins]
+
+    async def mouse(
+        self, data_key: str, model: str = "", version: str | int | None = None, *, timeout: float | None = None
+    ) -> Mouse:
+        """One twin, as `mousetwin.Twins.mouse`."""
+        ref = TwinRef(data_key, model, "" if version is None else str(version))
+        response = await self._call(self._get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
+        return Mouse(self, wire.mouse_from_proto(response))
+
+    async def predict_query(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        """The answer to one frame."""
+        return wire.prediction_from_proto(await self._call(self._predict, wire.query_to_proto(query), timeout))
+
+    async def predict_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
+        """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
+        call = self._session(timeout=timeout or self._timeout)
+        room = asyncio.Semaphore(WINDOW)
+
+        async def send() -> None:
+            for number, frame in enumerate(frames):
+                await room.acquire()
+                await call.write(pb.SessionRequest(id=number, predict=wire.query_to_proto(frame)))
+            await call.done_writing()
+
+        sender = asyncio.ensure_future(send())
+        try:
+            async for response in call:
+                room.release()
+                yield frame_answer(response)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, self._address) from None
+        finally:
+            sender.cancel()
+            # Its own failure, if any, is the call's, which was raised above.
+            await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Twins:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, stub: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return await stub(request, timeout=timeout or self._timeout)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, self._address) from None
+
+
+class Mouse:
+    """One twin of one mouse.
+
+    Attributes:
+        info: everything its bundle tells, as of when this object was made.
+    """
+
+    def __init__(self, twins: Twins, info: MouseInfo) -> None:
+        self.info = info
+        self._twins = twins
+
+    @property
+    def summary(self) -> TwinSummary:
+        return self.info.summary
+
+    async def predict(
+        self,
+        images: ArrayLike,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        space: Space | str | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> Responses:
+        """Predicted responses, float32 (N, K); arguments and errors as `mousetwin.Mouse.predict`."""
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        frames = split(query, columns_of(self.summary, query))
+        if len(frames) == 1:
+            prediction = await self._twins.predict_query(query, timeout)
+            if progress is not None:
+                progress(len(query.images), len(query.images))
+            return Responses(np.array(prediction.responses), prediction.twin, prediction.defaults)
+        collector = Collector(frames)
+        try:
+            async for prediction in self._twins.predict_frames(frames, timeout):
+                collector.add(prediction)
+                if progress is not None:
+                    progress(collector.done, len(query.images))
+        except MousetwinError as error:
+            raise collector.locate(error) from None
+        return collector.result()

@@ -1,0 +1,1 @@
+"""From trained SENSORIUM checkpoints to bundles that `mousetwin serve` serves. torch lives here and nowhere else."""

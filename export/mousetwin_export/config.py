@@ -123,7 +123,7 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ExportError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: not YAML: {error}") from None
+        raise ExportError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def parse_config(values: Any) -> ModelConfig:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .family import Core, DepthSeparable, Twin, with_behavior
+from .family import Core, DepthSeparable, PointReadout, Shifter, Twin, with_behavior
 
 OPSET = 18
 Inputs = dict[str, Tensor]
@@ -32,7 +32,7 @@ class ForwardGraph(nn.Module):
         self.core = fold_batch_norm(twin.core)
         self.elu_offset = twin.elu_offset
         height, width = map_size(twin, native_size)
-        self.readout = GatherReadout(twin, height, width)
+        self.readout = GatherReadout(twin.readout, twin.shifter, height, width)
 
     def forward(self, images: Tensor, behavior: Tensor | None = None, pupil_center: Tensor | None = None) -> Tensor:
         maps = self.core(with_behavior(images, behavior))
@@ -52,16 +52,16 @@ class GatherReadout(nn.Module):
     corners: Tensor
     weights: Tensor
 
-    def __init__(self, twin: Twin, height: int, width: int) -> None:
+    def __init__(self, readout: PointReadout, shifter: Shifter | None, height: int, width: int) -> None:
         super().__init__()
         self._size = (height, width)
-        readout = copy.deepcopy(twin.readout).double()
+        readout = copy.deepcopy(readout).double()
         half = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
         self.register_buffer("half_size", half)
         self.register_buffer("positions", (readout.positions() + 1) * half)
         self.register_buffer("features", readout.features().float().contiguous())
         self.bias = None if readout.bias is None else nn.Parameter(readout.bias.float(), requires_grad=False)
-        self.shifter = None if twin.shifter is None else copy.deepcopy(twin.shifter).double()
+        self.shifter = None if shifter is None else copy.deepcopy(shifter).double()
         if self.shifter is None:
             corners, weights = self._corners(self.positions)
             self.register_buffer("corners", corners)

@@ -1,0 +1,175 @@
+"""What an export writes beside the graph: statistics, unit ids, receptive fields; and the same bytes each time."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import mousetwin
+import numpy as np
+import pytest
+import torch
+import yaml
+from mousetwin.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_refusals import CONFIG, MOUSE, NEURONS, one_line, weights
+
+
+def save_checkpoint(folder: Path) -> list[str]:
+    """A checkpoint and config in `folder`; the start of the command that exports them."""
+    torch.save(weights(), folder / "model.pth")
+    document = {"model_fn": "stacked_core_full_gauss_readout", "model_config": CONFIG}
+    (folder / "config.yaml").write_text(yaml.safe_dump(document))
+    return ["export", str(folder / "model.pth"), "--config", str(folder / "config.yaml"), "--mouse", MOUSE]
+
+
+def write_dataset(folder: Path, neurons: int = NEURONS) -> dict[str, Any]:
+    """A data set's `meta` folder in the competition's layout; returns what is in it."""
+    rng = np.random.default_rng(3)
+    facts = {
+        "statistics/images/all/mean": np.array(110.0),
+        "statistics/images/all/std": np.array(60.0),
+        "statistics/behavior/all/mean": rng.uniform(1, 2, 3),
+        "statistics/behavior/all/std": rng.uniform(1, 2, 3),
+        "statistics/pupil_center/all/mean": rng.uniform(80, 90, 2),
+        "statistics/pupil_center/all/std": rng.uniform(5, 6, 2),
+        "statistics/responses/all/mean": rng.uniform(1, 2, neurons),
+        "statistics/responses/all/std": np.append(rng.uniform(1, 2, neurons - 1), 1e-9),
+        "neurons/unit_ids": np.arange(2, 2 + 2 * neurons, 2),
+        "neurons/cell_motor_coordinates": rng.integers(-500, 500, (neurons, 3)),
+    }
+    for name, values in facts.items():
+        path = folder / "meta" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, values)
+    return facts
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder"])
+def test_a_dataset_brings_statistics_unit_ids_and_coordinates(form: str, tmp_path: Path) -> None:
+    facts = write_dataset(tmp_path / "static")
+    path = tmp_path / "static"
+    if form != "folder":
+        top = tmp_path if form == "zip with a top folder" else tmp_path / "static"
+        path = tmp_path / "static.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted((tmp_path / "static").rglob("*.npy")):
+                archive.write(file, file.relative_to(top))
+    command = save_checkpoint(tmp_path)
+    assert main([*command, "--out", str(tmp_path / "models"), "--dataset", str(path)]) == 0
+    with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
+        mouse = twins[MOUSE]
+        assert mouse.summary.takes_raw
+        assert mouse.summary.required == ("images",)
+        np.testing.assert_array_equal(mouse.info.unit_ids, facts["neurons/unit_ids"])
+        np.testing.assert_array_equal(mouse.info.cell_motor_coordinates, facts["neurons/cell_motor_coordinates"])
+        for variable in ("images", "behavior", "pupil_center"):
+            for kind in ("mean", "std"):
+                found = getattr(mouse.info.statistics[variable], kind)
+                np.testing.assert_allclose(found, np.atleast_1d(facts[f"statistics/{variable}/all/{kind}"]))
+        stds = facts["statistics/responses/all/std"]
+        # The starter kit's loader floors a neuron's std at 1 % of their mean.
+        np.testing.assert_allclose(mouse.info.statistics["responses"].std, np.maximum(stds, 0.01 * stds.mean()))
+        images = np.random.default_rng(0).integers(0, 256, (3, 144, 256), np.uint8)
+        chosen = mouse.predict(images, unit_ids=[6, 2])
+        np.testing.assert_array_equal(chosen, mouse.predict(images)[:, [2, 0]])
+
+
+def test_a_dataset_of_another_mouse_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "static", neurons=NEURONS + 1)
+    command = save_checkpoint(tmp_path)
+    assert main([*command, "--out", str(tmp_path / "models"), "--dataset", str(tmp_path / "static")]) == 1
+    assert "meta/statistics/responses" in one_line(capsys)
+
+
+def test_damaged_or_absent_datasets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*save_checkpoint(tmp_path), "--out", str(tmp_path / "models"), "--dataset"]
+    (tmp_path / "empty").mkdir()
+    assert main([*command, str(tmp_path / "empty")]) == 1
+    assert "meta/statistics" in one_line(capsys)
+    assert main([*command, str(tmp_path / "none")]) == 1
+    assert "none" in one_line(capsys)
+    assert main([*command, str(tmp_path / "model.pth.txt")]) == 1
+    write_dataset(tmp_path / "static")
+    (tmp_path / "static/meta/neurons/unit_ids.npy").write_bytes(b"\x93NUMPY")
+    assert main([*command, str(tmp_path / "static")]) == 1
+    assert "meta/neurons/unit_ids.npy" in one_line(capsys)
+    (tmp_path / "broken.zip").write_bytes(b"PK nonsense")
+    assert main([*command, str(tmp_path / "broken.zip")]) == 1
+    assert "broken.zip" in one_line(capsys)
+
+
+def test_statistics_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = save_checkpoint(tmp_path)
+    statistics = tmp_path / "statistics.yaml"
+    statistics.write_text("images: {mean: 100.0, std: 50}\nbehavior: {mean: [1, 2, 3], std: [1, 1, 2]}\n")
+    assert main([*command, "--out", str(tmp_path / "models"), "--statistics", str(statistics)]) == 0
+    with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
+        mouse = twins[MOUSE]
+        raw = np.random.default_rng(0).integers(0, 256, (2, 36, 64)).astype(np.uint8)
+        found = mouse.predict(raw, behavior=[1.0, 2.0, 3.0])
+        model_space = (raw.astype(np.float32) - 100) / 50
+        expected = mouse.predict(model_space, behavior=[1.0, 2.0, 1.5], space="model")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert found.defaults == ("pupil_center",)
+        np.testing.assert_array_equal(mouse.predict(raw), found)
+    for text, word in (
+        ("images: {mean: a, std: 1}", "images.mean"),
+        ("images: {mean: 1, std: 0}", "images.std"),
+        ("pictures: {mean: 1, std: 1}", "pictures"),
+        ("images: {mean: 1, var: 1}", "images"),
+        ("behavior: {mean: [1, 2], std: [1, 2]}", "behavior"),
+    ):
+        statistics.write_text(text)
+        assert main([*command, "--out", str(tmp_path / "more"), "--statistics", str(statistics)]) == 1
+        assert word in one_line(capsys)
+
+
+def test_the_same_export_is_the_same_bundle(tmp_path: Path) -> None:
+    command = save_checkpoint(tmp_path)
+    for out in ("one", "two", "two"):
+        assert main([*command, "--out", str(tmp_path / out)]) == 0
+    versions = tmp_path / "two" / MOUSE / "cnn"
+    assert [p.name for p in versions.iterdir()] == ["1"]
+    for file in ("bundle.json", "forward.onnx", "replay.npz"):
+        assert (tmp_path / "one" / MOUSE / "cnn/1" / file).read_bytes() == (versions / "1" / file).read_bytes()
+    assert main([*command, "--out", str(tmp_path / "two"), "--description", "changed"]) == 0
+    assert sorted(p.name for p in versions.iterdir()) == ["1", "2"]
+    with mousetwin.connect(f"local:{tmp_path / 'two'}") as twins:
+        assert twins[MOUSE].summary.description == "changed"
+        assert twins.mouse(MOUSE, version=1).summary.description == ""
+
+
+def test_receptive_fields_are_where_the_image_matters(tmp_path: Path) -> None:
+    command = save_checkpoint(tmp_path)
+    assert main([*command, "--out", str(tmp_path / "models")]) == 0
+    with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
+        mouse = twins[MOUSE]
+        center = mouse.info.receptive_field_center
+        size = mouse.info.receptive_field_size
+        assert center is not None
+        assert size is not None
+        behavior = np.zeros(3)
+        gray = mouse.predict(np.zeros((1, 36, 64)), behavior, space="model")[0]
+        y, x = np.mgrid[:36, :64]
+        for neuron in range(NEURONS):
+            away = (abs(x - center[neuron, 0]) > size[1] / 2) | (abs(y - center[neuron, 1]) > size[0] / 2)
+            outside = np.where(away, np.random.default_rng(0).normal(size=(36, 64)), 0)
+            noise = np.random.default_rng(0).normal(size=(36, 64))
+            responses = mouse.predict(np.stack([outside, noise]), behavior, space="model")[:, neuron]
+            assert responses[0] == pytest.approx(gray[neuron], abs=1e-6)
+            assert abs(responses[1] - gray[neuron]) > 1e-6
+
+
+def test_a_moved_bundle_is_still_itself(tmp_path: Path) -> None:
+    command = save_checkpoint(tmp_path)
+    assert main([*command, "--out", str(tmp_path / "models")]) == 0
+    with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
+        digest = twins[MOUSE].summary.twin.digest
+    shutil.move(tmp_path / "models", tmp_path / "elsewhere")
+    with mousetwin.connect(f"local:{tmp_path / 'elsewhere'}") as twins:
+        assert twins[MOUSE].summary.twin.digest == digest

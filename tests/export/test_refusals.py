@@ -1,0 +1,195 @@
+"""What does not fit is refused, with the offending key named, and nothing is written."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from mousetwin.cli import main
+from mousetwin_export.config import parse_config
+from mousetwin_export.family import Core, PointReadout, Shifter
+
+MOUSE = "12345-6-7"
+CONFIG: dict[str, Any] = {
+    "stack": -1,
+    "layers": 2,
+    "input_kern": 5,
+    "hidden_kern": 3,
+    "hidden_channels": 4,
+    "depth_separable": True,
+    "grid_mean_predictor": {"type": "cortex", "hidden_layers": 1, "hidden_features": 6, "final_tanh": True},
+    "shifter": True,
+}
+NEURONS = 9
+
+
+def weights() -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = parse_config(CONFIG)
+    parts = {
+        "core": Core(config, 4, frozenset()),
+        f"readout.{MOUSE}": PointReadout(config, 4, NEURONS, bias=True),
+        f"shifter.{MOUSE}": Shifter(config),
+    }
+    state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    for key in ("_features", "source_grid", "bias"):
+        state[f"readout.{MOUSE}.{key}"].normal_(0, 0.5)
+    return state
+
+
+Exporter = Callable[..., int]
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Exporter:
+    """Runs `mousetwin export` on a state_dict and a config."""
+
+    def run(state: Any, config: Any, *options: str, mouse: str = MOUSE) -> int:
+        checkpoint, written = tmp_path / "model.pth", tmp_path / "config.yaml"
+        torch.save(state, checkpoint)
+        document = {"model_fn": "sensorium.models.stacked_core_full_gauss_readout", "model_config": config}
+        written.write_text(config if isinstance(config, str) else yaml.safe_dump(document))
+        command = ["export", str(checkpoint), "--config", str(written), "--mouse", mouse]
+        return main([*command, "--out", str(tmp_path / "models"), *options])
+
+    return run
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error: the last line on stderr."""
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("mousetwin: ")
+    return line
+
+
+def test_what_fits_is_exported(export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(weights(), CONFIG) == 0
+    folder = tmp_path / "models" / MOUSE / "cnn" / "1"
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["bundle.json", "forward.onnx", "replay.npz"]
+
+
+STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
+    "missing key": (
+        lambda s: {k: v for k, v in s.items() if k != "core.features.layer1.norm.running_var"},
+        ["core.features.layer1.norm.running_var", "missing"],
+    ),
+    "unexpected key": (lambda s: {**s, "core.features.layer7.conv.weight": torch.zeros(1)}, ["layer7", "not expected"]),
+    "foreign part": (lambda s: {**s, "modulator.gain": torch.zeros(1)}, ["modulator.gain", "not expected"]),
+    "wrong shape": (
+        lambda s: {**s, f"shifter.{MOUSE}.mlp.0.weight": torch.zeros(7, 2)},
+        ["mlp.0.weight", "(7, 2)", "(5, 2)"],
+    ),
+    "NaN": (
+        lambda s: {**s, f"readout.{MOUSE}.bias": torch.full((NEURONS,), float("nan"))},
+        [f"readout.{MOUSE}.bias", "NaN"],
+    ),
+    "not tensors": (lambda s: {**s, "epoch": 3}, ["epoch", "int"]),
+    "not a state_dict": (lambda s: [1, 2], ["list", "state_dict"]),
+    "empty": (lambda s: {}, ["state_dict"]),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_checkpoints_that_do_not_fit(
+    name: str, export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, words = STATES[name]
+    assert export(change(weights()), CONFIG) == 1
+    line = one_line(capsys)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "models").exists()
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "more layers than there are": ({"layers": 3}, "core.features.layer2"),
+    "fewer layers": ({"layers": 1}, "core.features.layer1"),
+    "other channels": ({"hidden_channels": 5}, "core.features.layer0.conv.weight"),
+    "other kernel": ({"input_kern": 7}, "core.features.layer0.conv.weight"),
+    "no shifter": ({"shifter": False}, "shifter"),
+    "other shifter": ({"shifter_type": "StaticAffine"}, f"shifter.{MOUSE}.weight"),
+    "no predictor": ({"grid_mean_predictor": None}, "_mu"),
+    "unknown key": ({"hiden_channels": 4}, "hiden_channels"),
+    "wrong type": ({"layers": "four"}, "layers"),
+    "not a layer": ({"stack": [5]}, "stack"),
+    "attention": ({"attention_conv": True}, "attention_conv"),
+    "unknown predictor key": ({"grid_mean_predictor": {"type": "cortex", "depth": 2}}, "grid_mean_predictor.depth"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_that_do_not_fit(name: str, export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    change, word = CONFIGS[name]
+    assert export(weights(), {**CONFIG, **change}) == 1
+    assert word in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("model_fn: a.b\nmodel_config: {}", "model_fn"),
+        ("layers: 3", "model_fn"),
+        ("a: [", "not YAML"),
+        ("model_fn: stacked_core_full_gauss_readout\nmodel_config: 3", "model_config"),
+        ("model_fn: stacked_core_full_gauss_readout\nmodel_config: {}\nseed: 4", "seed"),
+    ],
+)
+def test_files_that_are_no_config(text: str, word: str, export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(weights(), text) == 1
+    assert word in one_line(capsys)
+
+
+def test_a_mouse_that_is_not_in_it(export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(weights(), CONFIG, mouse="9-9-9") == 1
+    line = one_line(capsys)
+    assert "9-9-9" in line
+    assert MOUSE in line
+
+
+def test_an_image_smaller_than_the_kernels(export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(weights(), CONFIG, "--input-size", "4x64") == 1
+    assert "5x5" in one_line(capsys)
+
+
+def test_an_export_over_tolerance_writes_nothing(
+    export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(weights(), CONFIG, "--tolerance", "0") == 1
+    assert "parity" in one_line(capsys)
+    assert not (tmp_path / "models").exists()
+
+
+class Trap:
+    """A pickle that would run code where a checkpoint is loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sprung = tmp_path / "sprung"
+    checkpoint = tmp_path / "model.pth"
+    checkpoint.write_bytes(pickle.dumps({"weight": Trap(sprung)}))
+    config = tmp_path / "config.yaml"
+    config.write_text("model_fn: stacked_core_full_gauss_readout\nmodel_config: {}")
+    assert main(["export", str(checkpoint), "--config", str(config), "--mouse", "a", "--out", str(tmp_path / "m")]) == 1
+    assert "model.pth" in one_line(capsys)
+    assert not sprung.exists()
+
+
+def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    command = ["export", str(tmp_path / "none.pth"), "--config", str(config), "--mouse", "a", "--out", str(tmp_path)]
+    assert main(command) == 1
+    assert "config.yaml" in one_line(capsys)
+    config.write_text("model_fn: stacked_core_full_gauss_readout\nmodel_config: {}")
+    assert main(command) == 1
+    assert "none.pth" in one_line(capsys)

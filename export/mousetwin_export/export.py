@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from mousetwin_serve import bundle
@@ -137,7 +138,7 @@ def write_module(
             behavior=shape.behavior,
             pupil_center=shape.pupil_center,
         ),
-        statistics=contract.statistics,
+        statistics=_taken(contract.statistics, shape),
         output_units=OUTPUT_UNITS,
         graphs={
             "forward": bundle.Graph(
@@ -197,6 +198,16 @@ def _replay(exact: nn.Module, shapes: dict[str, tuple[int, ...]]) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **inputs, responses=responses)
     return stream.getvalue()
+
+
+def _taken(statistics: bundle.Statistics, shape: Shape) -> bundle.Statistics:
+    # A data set has statistics of behavior and pupil for an image-only twin too, which has no use for them.
+    nothing = bundle.Moments()
+    return msgspec.structs.replace(
+        statistics,
+        behavior=statistics.behavior if shape.behavior else nothing,
+        pupil_center=statistics.pupil_center if shape.pupil_center else nothing,
+    )
 
 
 def _check_size(config: ModelConfig, size: tuple[int, int]) -> None:

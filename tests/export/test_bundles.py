@@ -79,6 +79,22 @@ def test_a_dataset_brings_statistics_unit_ids_and_coordinates(form: str, tmp_pat
         np.testing.assert_array_equal(chosen, mouse.predict(images)[:, [2, 0]])
 
 
+def test_a_dataset_for_a_twin_that_takes_no_behavior(tmp_path: Path) -> None:
+    facts = write_dataset(tmp_path / "static")
+    state = {key: value for key, value in weights().items() if not key.startswith("shifter")}
+    state["core.features.layer0.conv.weight"] = state["core.features.layer0.conv.weight"][:, :1].clone()
+    torch.save(state, tmp_path / "model.pth")
+    document = {"model_fn": "stacked_core_full_gauss_readout", "model_config": {**CONFIG, "shifter": False}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
+    command = ["export", str(tmp_path / "model.pth"), "--config", str(tmp_path / "config.yaml"), "--mouse", MOUSE]
+    assert main([*command, "--out", str(tmp_path / "models"), "--dataset", str(tmp_path / "static")]) == 0
+    with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
+        info = twins[MOUSE].info
+        np.testing.assert_array_equal(info.unit_ids, facts["neurons/unit_ids"])
+        assert info.summary.takes_raw
+        assert info.statistics["behavior"].std == ()
+
+
 def test_a_dataset_of_another_mouse_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset(tmp_path / "static", neurons=NEURONS + 1)
     command = save_checkpoint(tmp_path)

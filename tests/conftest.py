@@ -1,0 +1,33 @@
+"""Fixtures for the whole suite. Nothing heavy is imported here: tests/client runs where only the client is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from running import Service
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every tiny twin of `bundles.ALL`."""
+    from bundles import ALL
+
+    folder = tmp_path_factory.mktemp("models")
+    for twin in ALL:
+        twin.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(models: Path) -> Iterator[Service]:
+    """A service of `models`, with limits low enough to run into."""
+    from mousetwin_serve.stimulus import Limits
+    from running import in_thread
+
+    with in_thread(models, limits=Limits(request_bytes=256 << 10, response_bytes=100_000)) as running:
+        yield running

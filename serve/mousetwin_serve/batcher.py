@@ -169,7 +169,7 @@ class Batcher:
 
     def _take(self) -> list[_Slice]:
         slices: list[_Slice] = []
-        room = self._settings.max_batch
+        room = min(self._settings.max_batch, self._engine.max_batch)
         now = time.monotonic()
         for queue in (self._interactive, self._bulk):
             while queue and room:

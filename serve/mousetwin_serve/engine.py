@@ -13,6 +13,8 @@ from .bundle import Bundle, BundleError
 from .device import Device, DeviceError
 
 Float = NDArray[np.float32]
+# Pixels in one run at the most: 256 images of the usual 36×64, 16 of 144×256.
+_MAX_PIXELS = 256 * 36 * 64
 
 
 class Engine:
@@ -21,6 +23,7 @@ class Engine:
     Attributes:
         replay_error: largest absolute difference from the bundle's own vectors, measured here and now.
         seconds_per_image: how long one image took, as first measured.
+        max_batch: images in one run at the most, so that the maps of a twin with large images fit into memory.
     """
 
     def __init__(self, bundle: Bundle, device: Device, threads: int = 0) -> None:
@@ -38,6 +41,8 @@ class Engine:
         manifest = bundle.manifest
         self.device = device
         self.neurons = manifest.neurons.count
+        native = manifest.inputs.native_size
+        self.max_batch = max(1, _MAX_PIXELS // (native.height * native.width))
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads

@@ -38,7 +38,7 @@ class LocalTransport:
     def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
         twin = self._repository.find(query.twin)
         stimulus = twin.stimulus.read(query)
-        size = BatchSettings.max_batch
+        size = min(BatchSettings.max_batch, twin.engine.max_batch)
         parts = []
         for start in range(0, len(stimulus), size):
             responses = twin.engine.forward(*stimulus.rows(start, start + size))

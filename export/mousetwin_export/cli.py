@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mousetwin.errors import Unimplemented
 from mousetwin.progress import ProgressBar
 
 
@@ -30,7 +29,7 @@ def export_command(commands: Any) -> None:
     parser.add_argument("--description", default="")
     parser.add_argument("--licence", default="not stated", help="of the weights")
     parser.add_argument("--tolerance", type=float, default=2e-5, help="parity, max abs error (default: %(default)s)")
-    parser.set_defaults(run=_run_export)
+    parser.set_defaults(run=_run_export, extra="export")
 
 
 def fetch_command(commands: Any) -> None:
@@ -40,18 +39,17 @@ def fetch_command(commands: Any) -> None:
     parser.add_argument("--mouse", metavar="KEY", help="default: both mice")
     parser.add_argument("--model", choices=["cnn", "ln"], help="default: both")
     parser.add_argument("--base-url", metavar="URL", help="default: the public repository")
-    parser.set_defaults(run=_run_fetch)
+    parser.set_defaults(run=_run_fetch, extra="export")
 
 
 def demo_command(commands: Any) -> None:
     """Add `demo` to the `mousetwin` command."""
     parser = commands.add_parser("demo", help="build the synthetic demo mouse")
     parser.add_argument("--out", type=Path, required=True, metavar="MODELS", help="folder of bundles")
-    parser.set_defaults(run=_run_demo)
+    parser.set_defaults(run=_run_demo, extra="export")
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    _require_torch()
     from mousetwin_serve import bundle
 
     from . import dataset, statistics
@@ -90,7 +88,6 @@ def _run_export(args: argparse.Namespace) -> int:
 
 
 def _run_fetch(args: argparse.Namespace) -> int:
-    _require_torch()
     from .fetch import BASE_URL, choose, fetch
 
     def progress(label: str) -> ProgressBar:
@@ -104,21 +101,10 @@ def _run_fetch(args: argparse.Namespace) -> int:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    _require_torch()
     from .demo import export_demo
 
     print(export_demo(args.out))
     return 0
-
-
-def _require_torch() -> None:
-    try:
-        import onnx
-        import torch
-        import yaml
-    except ModuleNotFoundError as error:
-        raise Unimplemented(f"this needs {error.name}: pip install 'mousetwin[export]'") from None
-    del onnx, torch, yaml
 
 
 def _size(text: str) -> tuple[int, int]:

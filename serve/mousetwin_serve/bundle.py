@@ -213,6 +213,7 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
         folder = home / version
         final = msgspec.structs.replace(manifest, version=version)
         _check_manifest(folder, final)
+        _check_files(folder, final, files)
         document = encode_manifest(final)
         if folder.exists():
             if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == document:
@@ -241,6 +242,14 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _check_files(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    described = {graph.file: graph.sha256 for graph in manifest.graphs.values()}
+    described[manifest.replay.file] = manifest.replay.sha256
+    for name in sorted({*described, *files}):
+        if name not in files or sha256(files[name]) != described.get(name):
+            raise BundleError(f"{folder / name}: is not the file that {MANIFEST} describes")
 
 
 def _check_manifest(folder: Path, manifest: Manifest) -> None:

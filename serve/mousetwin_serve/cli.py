@@ -23,7 +23,7 @@ def command(commands: Any) -> None:
     parser.add_argument(
         "--max-request-mb", type=int, default=64, help="size of one request in MiB (default: %(default)s)"
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, extra="serve")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ class Repository:
             try:
                 twins.append(Twin(bundle.read(folder), device, limits or Limits(), threads))
             except bundle.BundleError as error:
-                refused.append(f"not served: {error}")
+                refused.append(f"not served: {_located(error, folder)}")
         return cls(twins, refused)
 
     def find(self, ref: TwinRef) -> Twin:
@@ -80,6 +80,12 @@ class Repository:
                 field="version",
             )
         return self.twins[ref.mouse, model, version]
+
+
+def _located(error: bundle.BundleError, folder: Path) -> str:
+    # One line, and with the folder even where only a file's name is told, as the engine does.
+    message = " ".join(str(error).split())
+    return message if str(folder) in message else f"{folder}/{message}"
 
 
 def _by_version(folder: Path) -> tuple[str, str, list[tuple[int, str]]]:

@@ -125,6 +125,8 @@ def read_npz(data: bytes, allowed: Collection[str], max_bytes: int) -> dict[str,
 def from_nested(value: Any, field: str) -> NDArray[Any]:
     """The array in nested lists of numbers, as JSON gives them: int64 if all are integers, else float64.
 
+    What already is an array stays as it is.
+
     Raises:
         InvalidArgument: ragged, too deep, or holding anything but numbers.
     """
@@ -147,7 +149,9 @@ def _check_dtype(dtype: np.dtype[Any], field: str) -> None:
 
 
 def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, field: str) -> None:
-    if len(shape) > _MAX_RANK or any(n < 0 for n in shape):
+    # An array without elements may not claim sizes either that no array can have; a .npy header may hold True for 1.
+    claimed = math.prod(max(int(n), 1) for n in shape) * dtype.itemsize
+    if len(shape) > _MAX_RANK or any(n < 0 or type(n) is not int for n in shape) or (0 in shape and claimed >= 1 << 63):
         raise InvalidArgument(
             f"{field}: shape is {_brief(shape)}, expected at most {_MAX_RANK} sizes of 0 or more", field=field
         )

@@ -1,4 +1,9 @@
-"""The `mousetwin` command. `mice` and `predict` are here; the serve and export packages add theirs by entry point."""
+"""The `mousetwin` command. `mice` and `predict` are here; the serve and export packages add theirs by entry point.
+
+An entry point in `mousetwin.commands` is a function that adds its parser to the subparsers it is given, with the
+defaults `run` (takes the arguments, returns the exit status) and `extra` (what to install where one of its imports is
+missing).
+"""
 
 from __future__ import annotations
 
@@ -31,12 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_mice(commands)
     _add_predict(commands)
     for entry_point in sorted(entry_points(group="mousetwin.commands"), key=lambda e: e.name):
-        try:
-            add_command = entry_point.load()
-        except ModuleNotFoundError as error:
-            _add_missing(commands, entry_point.name, str(error.name))
-        else:
-            add_command(commands)
+        entry_point.load()(commands)
     args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
@@ -44,20 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = f" (request {error.request_id})" if error.request_id else ""
         print(f"mousetwin: {error}{request}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        extra = getattr(args, "extra", None)
+        if extra is None:
+            raise
+        print(f"mousetwin: this needs {error.name}: pip install 'mousetwin[{extra}]'", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return status
-
-
-def _add_missing(commands: Any, name: str, module: str) -> None:
-    extra = "serve" if name == "serve" else "export"
-
-    def run(args: argparse.Namespace) -> int:
-        raise NotFound(f"'mousetwin {name}' needs {module}: pip install 'mousetwin[{extra}]'")
-
-    parser = commands.add_parser(name, help=f"not installed (pip install 'mousetwin[{extra}]')", add_help=False)
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=run)
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import arrays
 from .errors import InvalidArgument, MousetwinError
 from .frames import Collector, Responses, split
 from .query import MouseInfo, PredictQuery, Space, TwinRef, TwinSummary
@@ -161,12 +162,12 @@ def build_query(
     twin = summary.twin
     return PredictQuery(
         TwinRef(twin.mouse, twin.model, twin.version),
-        np.asarray(images),
-        _optional_array(behavior),
-        _optional_array(pupil_center),
+        arrays.from_nested(images, "images"),
+        _optional_array(behavior, "behavior"),
+        _optional_array(pupil_center, "pupil_center"),
         _space(space),
-        _optional_array(neurons),
-        _optional_array(unit_ids),
+        _optional_array(neurons, "neurons"),
+        _optional_array(unit_ids, "unit_ids"),
     )
 
 
@@ -176,8 +177,8 @@ def columns_of(summary: TwinSummary, query: PredictQuery) -> int:
     return summary.neurons if chosen is None else chosen.size
 
 
-def _optional_array(values: ArrayLike | None) -> NDArray[Any] | None:
-    return None if values is None else np.asarray(values)
+def _optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
+    return None if values is None else arrays.from_nested(values, field)
 
 
 def _space(space: Space | str | None) -> Space | None:

@@ -1,0 +1,129 @@
+"""What serving adds to the engine: one image at a time, eight clients at once, and the way to ready.
+
+    python benchmarks/latency.py [--models MODELS] [--seconds 5]
+
+Prints a table a twin; every row is measured against the same started service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mousetwin
+import numpy as np
+from mousetwin.arrays import write_npy
+from mousetwin_serve.device import choose
+from mousetwin_serve.engine import Engine
+from mousetwin_serve.repository import DEMO_MODELS, Repository
+
+CLIENTS = 8
+
+
+def start(models: Path) -> tuple[subprocess.Popen[str], str, str, float]:
+    """A service of `models` on free ports: the process, its gRPC and HTTP addresses, and seconds until it was ready."""
+    command = [sys.executable, "-m", "mousetwin.cli", "serve", "--models", str(models)]
+    begun = time.perf_counter()
+    process = subprocess.Popen([*command, "--http-port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready, http_address = 0.0, ""
+    for line in process.stdout:
+        ready = ready or time.perf_counter() - begun
+        if line.startswith("HTTP"):
+            http_address = line.split("//")[1].split()[0]
+        if line.startswith("gRPC"):
+            return process, line.split()[1], http_address, ready
+    raise SystemExit("the service did not start")
+
+
+def median_ms(call: Callable[[], object], seconds: float) -> float:
+    """Median milliseconds of a call, after a warm-up."""
+    for _ in range(5):
+        call()
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times) * 1e3)
+
+
+def rate(calls: list[Callable[[], object]], seconds: float) -> float:
+    """Calls a second of several callers at once."""
+    end = time.perf_counter() + seconds
+
+    def repeat(call: Callable[[], object]) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            call()
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return sum(pool.map(repeat, calls)) / seconds
+
+
+def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str, seconds: float) -> None:
+    """Print one twin's table."""
+    summary = mouse.summary
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 1, *summary.native_size)).astype(np.float32)
+    conditions = {
+        "behavior": np.ones((1, len(summary.behavior)), np.float32) if summary.behavior else None,
+        "pupil_center": np.zeros((1, 2), np.float32) if summary.pupil_center else None,
+    }
+    given = {name: values for name, values in conditions.items() if values is not None}
+
+    def ask(one: mousetwin.Mouse) -> Callable[[], object]:
+        return lambda: one.predict(image, **given, space="model")  # type: ignore[arg-type]
+
+    bare = median_ms(lambda: engine.forward(image, **given), seconds)
+    rows = [("bare engine, 1 image", bare)]
+    many = {name: np.repeat(values, 64, 0) for name, values in {"images": image, **given}.items()}
+    rows.append(("bare engine, 64 images, each", median_ms(lambda: engine.forward(**many), seconds) / 64))
+    rows.append(("gRPC unary, 1 image", median_ms(ask(mouse), seconds)))
+    if "behavior" not in summary.required:
+        connection = http.client.HTTPConnection(http_address)
+        path = f"/v1/mice/{summary.twin.mouse}/predict?space=model&model={summary.twin.model}"
+        body = write_npy(image)
+
+        def post() -> None:
+            connection.request("POST", path, body, {"content-type": "application/x-npy"})
+            connection.getresponse().read()
+
+        rows.append(("REST .npy, 1 image", median_ms(post, seconds)))
+    each = [mousetwin.connect(grpc).mouse(summary.twin.mouse, summary.twin.model) for _ in range(CLIENTS)]
+    per_second = rate([ask(one) for one in each], seconds)
+    rows.append((f"gRPC unary, {CLIENTS} clients at once, each image", 1e3 / per_second))
+    print(f"\n{summary.twin.mouse} {summary.twin.model}, {summary.neurons} neurons, on {summary.device}")
+    for label, milliseconds in rows:
+        print(f"  {label:<45} {milliseconds:8.3f} ms   {milliseconds / bare:5.2f} × bare")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=DEMO_MODELS)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per row")
+    args = parser.parse_args()
+    repository = Repository.load(args.models, choose("auto"))
+    process, grpc, http_address, ready = start(args.models)
+    try:
+        print(f"process start to ready: {ready:.2f} s, {len(repository.twins)} twins")
+        twins = mousetwin.connect(grpc)
+        for twin in repository.twins.values():
+            mouse = twins.mouse(twin.identity.mouse, twin.identity.model, twin.identity.version)
+            measure(twin.engine, mouse, grpc, http_address, args.seconds)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ protos:
 		mousetwin/v1/digital_twin.proto
 
 demo: $(VENV)/dev.installed
+	rm -rf serve/mousetwin_serve/demo/demo
 	$(BIN)/mousetwin demo --out serve/mousetwin_serve/demo
 
 # Refreshes the pins on purpose: newest versions that pyproject.toml admits.

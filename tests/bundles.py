@@ -35,6 +35,7 @@ class TinyTwin:
     behavior: tuple[str, ...] = ("pupil dilation", "its derivative", "running")
     pupil_center: tuple[str, ...] = ("horizontal", "vertical")
     statistics: bool = True
+    behavior_statistics: bool = True
     unit_ids: tuple[int, ...] | None = None
     fragile: bool = False
     work: int = 0
@@ -92,7 +93,9 @@ class TinyTwin:
                 inputs.append(_value(name, width))
                 total = node("Add", total, node("MatMul", name, constant(letter, self.weights(letter))))
         if self.fragile:
-            over = node("Relu", node("Sub", node("ReduceMax", "images", keepdims=0), constant("limit", _f(BREAKS_ABOVE))))
+            over = node(
+                "Relu", node("Sub", node("ReduceMax", "images", keepdims=0), constant("limit", _f(BREAKS_ABOVE)))
+            )
             index = node("Cast", node("Ceil", over), to=TensorProto.INT64)
             total = node("Add", total, node("Gather", constant("table", np.zeros(1, np.float32)), index))
         if self.work:
@@ -142,7 +145,9 @@ class TinyTwin:
             ),
             statistics=bundle.Statistics(
                 images=_moments(known, (self.image_mean,), (self.image_std,)),
-                behavior=_moments(known and bool(self.behavior), self.behavior_mean, self.behavior_std),
+                behavior=_moments(
+                    known and self.behavior_statistics and bool(self.behavior), self.behavior_mean, self.behavior_std
+                ),
                 pupil_center=_moments(known and bool(self.pupil_center), self.pupil_mean, self.pupil_std),
             ),
             output_units="standard deviations",
@@ -184,8 +189,9 @@ FULL = TinyTwin("full", unit_ids=UNIT_IDS)
 # Another native size, and a stimulus that is no whole multiple of it.
 IMAGE_ONLY = TinyTwin("image-only", native=(9, 5), stimulus=(21, 13), behavior=(), pupil_center=(), neurons=4, seed=2)
 BARE = TinyTwin("bare", statistics=False, seed=3)
+NO_BEHAVIOR_STATISTICS = TinyTwin("no-behavior-statistics", behavior_statistics=False, seed=8)
 FRAGILE = TinyTwin("fragile", behavior=(), pupil_center=(), fragile=True, seed=4)
 BUSY = TinyTwin("busy", behavior=(), pupil_center=(), work=40, seed=5)
 TWO_MODELS = (TinyTwin("two-models", "cnn", seed=6), TinyTwin("two-models", "ln", seed=7))
 VERSIONS = tuple(TinyTwin("versions", "linear", version, seed=int(version)) for version in ("9", "10"))
-ALL = (FULL, IMAGE_ONLY, BARE, FRAGILE, BUSY, *TWO_MODELS, *VERSIONS)
+ALL = (FULL, IMAGE_ONLY, BARE, NO_BEHAVIOR_STATISTICS, FRAGILE, BUSY, *TWO_MODELS, *VERSIONS)

@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(models: Path) -> Iterator[Service]:
     """A service of `models`, with limits low enough to run into."""
     from mousetwin_serve.stimulus import Limits
-    from running import in_thread
+    from running import REQUEST_BYTES, RESPONSE_BYTES, in_thread
 
-    with in_thread(models, limits=Limits(request_bytes=256 << 10, response_bytes=100_000)) as running:
+    with in_thread(models, limits=Limits(REQUEST_BYTES, RESPONSE_BYTES)) as running:
         yield running

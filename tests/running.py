@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 
+# What one request to the suite's service may hold, and its answer: low enough to run into.
+REQUEST_BYTES, RESPONSE_BYTES = 256 << 10, 100_000
+
+
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `condition` returns, as soon as that is true."""
     deadline = time.monotonic() + seconds

@@ -1,4 +1,7 @@
-"""Bad input gets a clear error naming the field, over both protocols, and costs nobody else anything."""
+"""Bad input as any program could send it, over gRPC and REST: a clear error, and no cost to anybody else.
+
+What the Python client refuses, and what happens without a server, is in test_refusals.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,41 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+from bundles import BREAKS_ABOVE, FRAGILE, FULL
+from callers import Answer, Caller, GrpcCaller, RestCaller, to_message
 from mousetwin import arrays
 from mousetwin.v1 import digital_twin_pb2 as pb
-from serving import LIMITS, Answer, Caller, GrpcCaller, RestCaller, to_message
+from running import REQUEST_BYTES, RESPONSE_BYTES, Service
 
-IMAGES = np.random.default_rng(1).normal(size=(3, 36, 64)).astype(np.float32)
+
+@pytest.fixture(params=[GrpcCaller, RestCaller], ids=["grpc", "rest"])
+def caller(request: pytest.FixtureRequest, service: Service) -> Iterator[Caller]:
+    asked: Caller = request.param(service)
+    yield asked
+    asked.close()
+
+
+@pytest.fixture
+def rest(service: Service) -> Iterator[RestCaller]:
+    asked = RestCaller(service)
+    yield asked
+    asked.close()
+
+
+@pytest.fixture
+def over_grpc(service: Service) -> Iterator[GrpcCaller]:
+    asked = GrpcCaller(service)
+    yield asked
+    asked.close()
+
+
+IMAGES = FULL.inputs(3)["images"][:, 0]
 MODEL: dict[str, Any] = {"images": IMAGES, "space": "model"}
 HTTP = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404}
 
@@ -29,145 +56,145 @@ def with_pixel(value: float) -> np.ndarray[Any, Any]:
 
 # mouse, query, code, field, words of the message.
 CASES: dict[str, tuple[str, dict[str, Any], str, str, list[str]]] = {
-    "unknown mouse": ("nobody", MODEL, "NOT_FOUND", "mouse", ["nobody", "linear", "bare"]),
-    "unknown model": ("linear", MODEL | {"model": "z"}, "NOT_FOUND", "model", ["'z'", "a"]),
-    "unknown version": ("linear", MODEL | {"version": "7"}, "NOT_FOUND", "version", ["'7'", "1"]),
-    "several models, none named": ("twice", MODEL, "INVALID_ARGUMENT", "model", ["a, b"]),
-    "rank 2": ("linear", MODEL | {"images": IMAGES[0]}, "INVALID_ARGUMENT", "images", ["(36, 64)", "(N, 36, 64)"]),
-    "rank 5": ("linear", MODEL | {"images": IMAGES[None, None]}, "INVALID_ARGUMENT", "images", ["rank 5"]),
-    "height": ("linear", MODEL | {"images": IMAGES[:, :35]}, "INVALID_ARGUMENT", "images", ["35×64", "36×64"]),
-    "width": ("linear", MODEL | {"images": IMAGES[..., :60]}, "INVALID_ARGUMENT", "images", ["36×60", "36×64"]),
+    "unknown mouse": ("nobody", MODEL, "NOT_FOUND", "mouse", ["nobody", "full", "bare"]),
+    "unknown model": ("full", MODEL | {"model": "z"}, "NOT_FOUND", "model", ["'z'", "linear"]),
+    "unknown version": ("full", MODEL | {"version": "7"}, "NOT_FOUND", "version", ["'7'", "1"]),
+    "several models, none named": ("two-models", MODEL, "INVALID_ARGUMENT", "model", ["cnn, ln"]),
+    "rank 2": ("full", MODEL | {"images": IMAGES[0]}, "INVALID_ARGUMENT", "images", ["(6, 8)", "(N, 6, 8)"]),
+    "rank 5": ("full", MODEL | {"images": IMAGES[None, None]}, "INVALID_ARGUMENT", "images", ["rank 5"]),
+    "height": ("full", MODEL | {"images": IMAGES[:, :5]}, "INVALID_ARGUMENT", "images", ["5×8", "6×8"]),
+    "width": ("full", MODEL | {"images": IMAGES[..., :7]}, "INVALID_ARGUMENT", "images", ["6×7", "6×8"]),
     "stimulus size in model space": (
-        "linear",
-        MODEL | {"images": np.zeros((1, 144, 256))},
+        "full",
+        MODEL | {"images": np.zeros((1, 24, 32))},
         "INVALID_ARGUMENT",
         "images",
-        ["144×256", "model", "36×64"],
+        ["24×32", "model", "6×8"],
     ),
     "raw size": (
-        "linear",
-        {"images": np.zeros((1, 72, 128), np.uint8)},
+        "full",
+        {"images": np.zeros((1, 12, 16), np.uint8)},
         "INVALID_ARGUMENT",
         "images",
-        ["72×128", "36×64 or 144×256"],
+        ["12×16", "6×8 or 24×32"],
     ),
     "channels": (
-        "linear",
-        MODEL | {"images": np.zeros((2, 3, 36, 64))},
+        "full",
+        MODEL | {"images": np.zeros((2, 3, 6, 8))},
         "INVALID_ARGUMENT",
         "images",
         ["3 channels", "expected 1"],
     ),
-    "complex": ("linear", MODEL | {"images": IMAGES + 0j}, "INVALID_ARGUMENT", "images", ["complex64", "float32"]),
-    "boolean": ("linear", MODEL | {"images": IMAGES > 0}, "INVALID_ARGUMENT", "images", ["bool", "uint8"]),
-    "text": ("linear", MODEL | {"images": np.full((1, 36, 64), "a")}, "INVALID_ARGUMENT", "images", ["expected"]),
-    "no images": ("linear", MODEL | {"images": IMAGES[:0]}, "INVALID_ARGUMENT", "images", ["at least one"]),
-    "images missing": ("linear", {"space": "model"}, "INVALID_ARGUMENT", "images", ["missing"]),
-    "NaN": ("linear", MODEL | {"images": with_pixel(np.nan)}, "INVALID_ARGUMENT", "images", ["nan", "(1, 2, 3)"]),
-    "infinity": ("linear", MODEL | {"images": with_pixel(-np.inf)}, "INVALID_ARGUMENT", "images", ["-inf"]),
+    "complex": ("full", MODEL | {"images": IMAGES + 0j}, "INVALID_ARGUMENT", "images", ["complex64", "float32"]),
+    "boolean": ("full", MODEL | {"images": IMAGES > 0}, "INVALID_ARGUMENT", "images", ["bool", "uint8"]),
+    "text": ("full", MODEL | {"images": np.full((1, 6, 8), "a")}, "INVALID_ARGUMENT", "images", ["expected"]),
+    "no images": ("full", MODEL | {"images": IMAGES[:0]}, "INVALID_ARGUMENT", "images", ["at least one"]),
+    "images missing": ("full", {"space": "model"}, "INVALID_ARGUMENT", "images", ["missing"]),
+    "NaN": ("full", MODEL | {"images": with_pixel(np.nan)}, "INVALID_ARGUMENT", "images", ["nan", "(1, 2, 3)"]),
+    "infinity": ("full", MODEL | {"images": with_pixel(-np.inf)}, "INVALID_ARGUMENT", "images", ["-inf"]),
     "beyond float32": (
-        "linear",
+        "full",
         MODEL | {"images": with_pixel(0).astype(float) + 1e300},
         "INVALID_ARGUMENT",
         "images",
         ["1e+300", "float32"],
     ),
-    "float without a space": ("linear", {"images": IMAGES}, "INVALID_ARGUMENT", "space", ["float32", "raw", "model"]),
+    "float without a space": ("full", {"images": IMAGES}, "INVALID_ARGUMENT", "space", ["float32", "raw", "model"]),
     "raw without statistics": (
         "bare",
-        {"images": np.zeros((1, 20, 30), np.uint8)},
+        {"images": np.zeros((1, 6, 8), np.uint8)},
         "INVALID_ARGUMENT",
         "space",
         ["statistics", "--statistics"],
     ),
     "raw above 255": (
-        "linear",
-        {"images": np.full((1, 36, 64), 256)},
+        "full",
+        {"images": np.full((1, 6, 8), 256)},
         "INVALID_ARGUMENT",
         "images",
         ["256", "0 to 255"],
     ),
     "raw below 0": (
-        "linear",
-        {"images": np.full((1, 36, 64), -0.5), "space": "raw"},
+        "full",
+        {"images": np.full((1, 6, 8), -0.5), "space": "raw"},
         "INVALID_ARGUMENT",
         "images",
         ["-0.5", "0 to 255"],
     ),
-    "behavior missing": ("condition", MODEL, "INVALID_ARGUMENT", "behavior", ["missing", "dilation", "(N, 3)"]),
+    "behavior missing": ("bare", MODEL, "INVALID_ARGUMENT", "behavior", ["missing", "running", "(N, 3)"]),
     "behavior unwanted": (
-        "bare",
-        {"images": np.zeros((1, 20, 30)), "space": "model", "behavior": np.zeros((1, 3))},
+        "image-only",
+        {"images": np.zeros((1, 9, 5)), "space": "model", "behavior": np.zeros((1, 3))},
         "INVALID_ARGUMENT",
         "behavior",
         ["takes none"],
     ),
     "pupil center unwanted": (
-        "bare",
-        {"images": np.zeros((1, 20, 30)), "space": "model", "pupil_center": np.zeros((1, 2))},
+        "image-only",
+        {"images": np.zeros((1, 9, 5)), "space": "model", "pupil_center": np.zeros((1, 2))},
         "INVALID_ARGUMENT",
         "pupil_center",
         ["takes none"],
     ),
     "behavior too wide": (
-        "linear",
+        "full",
         MODEL | {"behavior": np.zeros((3, 4))},
         "INVALID_ARGUMENT",
         "behavior",
         ["(3, 4)", "(3, 3)"],
     ),
     "behavior of other images": (
-        "linear",
+        "full",
         MODEL | {"behavior": np.zeros((2, 3))},
         "INVALID_ARGUMENT",
         "behavior",
         ["(2, 3)", "(3, 3)"],
     ),
     "behavior NaN": (
-        "linear",
+        "full",
         MODEL | {"behavior": np.full((3, 3), np.nan)},
         "INVALID_ARGUMENT",
         "behavior",
         ["nan"],
     ),
     "raw behavior without statistics": (
-        "condition",
-        {"images": np.zeros((1, 36, 64), np.uint8), "behavior": np.zeros((1, 3))},
+        "no-behavior-statistics",
+        {"images": np.zeros((1, 6, 8), np.uint8), "behavior": np.zeros((1, 3))},
         "INVALID_ARGUMENT",
         "behavior",
         ["statistics"],
     ),
     "pupil center too narrow": (
-        "linear",
+        "full",
         MODEL | {"pupil_center": np.zeros((3, 1))},
         "INVALID_ARGUMENT",
         "pupil_center",
         ["(3, 1)", "(3, 2)", "horizontal"],
     ),
-    "neuron negative": ("linear", MODEL | {"neurons": [0, -1]}, "INVALID_ARGUMENT", "neurons", ["-1", "0 to 11"]),
-    "neuron too large": ("linear", MODEL | {"neurons": [12]}, "INVALID_ARGUMENT", "neurons", ["12", "0 to 11"]),
-    "neuron repeated": ("linear", MODEL | {"neurons": [4, 2, 4]}, "INVALID_ARGUMENT", "neurons", ["4", "repeated"]),
-    "neurons not whole": ("linear", MODEL | {"neurons": [1.5]}, "INVALID_ARGUMENT", "neurons", ["whole numbers"]),
+    "neuron negative": ("full", MODEL | {"neurons": [0, -1]}, "INVALID_ARGUMENT", "neurons", ["-1", "0 to 6"]),
+    "neuron too large": ("full", MODEL | {"neurons": [7]}, "INVALID_ARGUMENT", "neurons", ["7", "0 to 6"]),
+    "neuron repeated": ("full", MODEL | {"neurons": [4, 2, 4]}, "INVALID_ARGUMENT", "neurons", ["4", "repeated"]),
+    "neurons not whole": ("full", MODEL | {"neurons": [1.5]}, "INVALID_ARGUMENT", "neurons", ["whole numbers"]),
     "neurons empty": (
-        "linear",
+        "full",
         MODEL | {"neurons": np.zeros(0, int)},
         "INVALID_ARGUMENT",
         "neurons",
         ["at least one"],
     ),
-    "neurons of rank 2": ("linear", MODEL | {"neurons": [[1]]}, "INVALID_ARGUMENT", "neurons", ["(1, 1)"]),
-    "unit id unknown": ("linear", MODEL | {"unit_ids": [1, 4]}, "INVALID_ARGUMENT", "unit_ids", ["4", "unit ids"]),
-    "unit id repeated": ("linear", MODEL | {"unit_ids": [2, 2]}, "INVALID_ARGUMENT", "unit_ids", ["2", "repeated"]),
+    "neurons of rank 2": ("full", MODEL | {"neurons": [[1]]}, "INVALID_ARGUMENT", "neurons", ["(1, 1)"]),
+    "unit id unknown": ("full", MODEL | {"unit_ids": [11, 4]}, "INVALID_ARGUMENT", "unit_ids", ["4", "unit ids"]),
+    "unit id repeated": ("full", MODEL | {"unit_ids": [7, 7]}, "INVALID_ARGUMENT", "unit_ids", ["7", "repeated"]),
     "unit ids where there are none": (
         "bare",
-        {"images": np.zeros((1, 20, 30)), "space": "model", "unit_ids": [1]},
+        {"images": np.zeros((1, 6, 8)), "space": "model", "unit_ids": [1]},
         "INVALID_ARGUMENT",
         "unit_ids",
         ["--dataset"],
     ),
     "neurons and unit ids": (
-        "linear",
-        MODEL | {"neurons": [1], "unit_ids": [1]},
+        "full",
+        MODEL | {"neurons": [1], "unit_ids": [7]},
         "INVALID_ARGUMENT",
         "unit_ids",
         ["neurons"],
@@ -184,8 +211,8 @@ def check_clean(answer: Answer) -> None:
 
 
 def good(caller: Caller) -> None:
-    answer = caller.predict("linear", images=IMAGES[:1], behavior=[1, 2, 3], pupil_center=[0.5, 1], space="model")
-    expected = tiny.LINEAR.respond(IMAGES[:1], behavior=np.array([[1, 2, 3]]), pupil_center=np.array([[0.5, 1]]))
+    answer = caller.predict("full", images=IMAGES[:1], behavior=[1, 2, 3], pupil_center=[0.5, 1], space="model")
+    expected = FULL.respond(IMAGES[:1], [1, 2, 3], [0.5, 1])
     np.testing.assert_allclose(answer.responses, expected, atol=2e-5, rtol=0)
 
 
@@ -205,10 +232,10 @@ def test_bad_requests(name: str, caller: Caller) -> None:
 
 
 def test_an_engine_that_fails_fails_for_nobody_else(caller: Caller) -> None:
-    images = np.zeros((1, 36, 64), np.float32)
+    images = np.zeros((1, 6, 8), np.float32)
     bad = images.copy()
-    bad[0, 0, 0] = 1e6
-    expected = tiny.FRAGILE.respond(images)
+    bad[0, 0, 0] = 2 * BREAKS_ABOVE
+    expected = FRAGILE.respond(images)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(caller.predict, "fragile", images=i, space="model") for i in (images, bad) * 8]
         answers = [question.result() for question in asked]
@@ -220,15 +247,15 @@ def test_an_engine_that_fails_fails_for_nobody_else(caller: Caller) -> None:
 
 
 def test_answers_over_the_limit(caller: Caller) -> None:
-    most = LIMITS.response_bytes // (12 * 4)
-    answer = caller.predict("linear", images=np.zeros((most + 1, 1, 1)), space="model")
+    most = RESPONSE_BYTES // (FULL.neurons * 4)
+    answer = caller.predict("full", images=np.zeros((most + 1, 1, 1)), space="model")
     assert answer.code == "RESOURCE_EXHAUSTED"
     assert answer.status in (None, 413)
     assert str(most) in answer.message
 
 
 def npy(change: Any = None, **array: Any) -> bytes:
-    data = arrays.write_npy(np.zeros((2, 36, 64), np.uint8))
+    data = arrays.write_npy(np.zeros((2, 6, 8), np.uint8))
     return change(data) if change else data
 
 
@@ -293,7 +320,7 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies_that_cannot_be_read(name: str, rest: RestCaller) -> None:
     content_type, body, status, field = BODIES[name]
-    answer = rest.send("linear", body, content_type)
+    answer = rest.send("full", body, content_type)
     assert answer.status == status, answer.message
     assert answer.field == field or not field
     check_clean(answer)
@@ -304,10 +331,10 @@ def test_bodies_that_cannot_be_read(name: str, rest: RestCaller) -> None:
 def test_bodies_over_the_limit(chunked: bool, rest: RestCaller) -> None:
     block = b"\0" * (1 << 20)
     body = (block for _ in range(5)) if chunked else block * 5
-    answer = rest.send("linear", body, NPY)
+    answer = rest.send("full", body, NPY)
     assert answer.status == 413
     assert answer.code == "RESOURCE_EXHAUSTED"
-    assert str(LIMITS.request_bytes) in answer.message
+    assert str(REQUEST_BYTES) in answer.message
     good(rest)
 
 
@@ -324,26 +351,26 @@ def test_bodies_over_the_limit(chunked: bool, rest: RestCaller) -> None:
     ],
 )
 def test_parameters_that_cannot_be_read(parameters: dict[str, str], field: str, rest: RestCaller) -> None:
-    answer = rest.send("linear", npy(), NPY, parameters)
+    answer = rest.send("full", npy(), NPY, parameters)
     assert (answer.status, answer.field) == (400, field)
     check_clean(answer)
 
 
 def test_a_thing_said_twice(rest: RestCaller) -> None:
     body = json.dumps({"images": [[[1]]], "space": "raw"}).encode()
-    answer = rest.send("linear", body, JSON, {"space": "model"})
+    answer = rest.send("full", body, JSON, {"space": "model"})
     assert (answer.status, answer.field) == (400, "space")
 
 
 def test_media_types_and_paths(rest: RestCaller) -> None:
-    assert rest.send("linear", npy(), "image/png").status == 415
-    assert rest.send("linear", npy(), "").status == 415
-    assert rest.send("linear", npy(), NPY, headers={"accept": "image/png"}).status == 406
-    assert rest.send("linear", npy(), NPY, headers={"accept": "image/png;q=x, application/x-npy;q=0.5"}).status == 200
+    assert rest.send("full", npy(), "image/png").status == 415
+    assert rest.send("full", npy(), "").status == 415
+    assert rest.send("full", npy(), NPY, headers={"accept": "image/png"}).status == 406
+    assert rest.send("full", npy(), NPY, headers={"accept": "image/png;q=x, application/x-npy;q=0.5"}).status == 200
     for method, path, status in (
         ("GET", "/v1/rats", 404),
         ("GET", "/v1/mice/nobody", 404),
-        ("GET", "/v1/mice/linear/predict", 405),
+        ("GET", "/v1/mice/full/predict", 405),
         ("POST", "/v1/mice", 405),
     ):
         response = rest.client.request(method, path)
@@ -353,9 +380,9 @@ def test_media_types_and_paths(rest: RestCaller) -> None:
 
 ARRAY = to_message(IMAGES)
 MESSAGES: dict[str, tuple[pb.Array, list[str]]] = {
-    "too few bytes": (pb.Array(dtype="float32", shape=[3, 36, 64], data=ARRAY.data[:-4]), ["27648", "27644"]),
-    "too many bytes": (pb.Array(dtype="float32", shape=[3, 36, 64], data=ARRAY.data + b"\0"), ["27648", "27649"]),
-    "negative size": (pb.Array(dtype="float32", shape=[-3, -36, 64], data=ARRAY.data), ["(-3, -36, 64)"]),
+    "too few bytes": (pb.Array(dtype="float32", shape=[3, 6, 8], data=ARRAY.data[:-4]), ["576", "572"]),
+    "too many bytes": (pb.Array(dtype="float32", shape=[3, 6, 8], data=ARRAY.data + b"\0"), ["576", "577"]),
+    "negative size": (pb.Array(dtype="float32", shape=[-3, -6, 8], data=ARRAY.data), ["(-3, -6, 8)"]),
     "many sizes": (pb.Array(dtype="float32", shape=[1] * 50, data=ARRAY.data[:4]), ["50 sizes"]),
     "overflowing size": (pb.Array(dtype="uint8", shape=[2**32, 2**32], data=b""), ["18446744073709551616"]),
     "unknown dtype": (pb.Array(dtype="object", shape=[1], data=b"12345678"), ["'object'", "float32"]),
@@ -366,7 +393,7 @@ MESSAGES: dict[str, tuple[pb.Array, list[str]]] = {
 @pytest.mark.parametrize("name", MESSAGES)
 def test_arrays_that_cannot_be_read(name: str, over_grpc: GrpcCaller) -> None:
     message, words = MESSAGES[name]
-    request = pb.PredictRequest(twin=pb.TwinRef(mouse="linear"), images=message, space=pb.SPACE_MODEL)
+    request = pb.PredictRequest(twin=pb.TwinRef(mouse="full"), images=message, space=pb.SPACE_MODEL)
     answer = over_grpc.send(request.SerializeToString())
     assert (answer.code, answer.field) == ("INVALID_ARGUMENT", "images")
     assert all(word in answer.message for word in words), answer.message
@@ -388,14 +415,14 @@ def test_messages_that_are_none(call: str, over_grpc: GrpcCaller) -> None:
 
 
 def test_a_space_that_is_not_known(over_grpc: GrpcCaller) -> None:
-    request = pb.PredictRequest(twin=pb.TwinRef(mouse="linear"), images=ARRAY)
+    request = pb.PredictRequest(twin=pb.TwinRef(mouse="full"), images=ARRAY)
     request.space = 9  # type: ignore[assignment]
     answer = over_grpc.send(request.SerializeToString())
     assert (answer.code, answer.field) == ("INVALID_ARGUMENT", "space")
 
 
 def test_messages_over_the_limit(over_grpc: GrpcCaller) -> None:
-    answer = over_grpc.predict("linear", images=np.zeros((600, 36, 64), np.float32), space="model")
+    answer = over_grpc.predict("full", images=np.zeros((2000, 6, 8), np.float32), space="model")
     assert answer.code == "RESOURCE_EXHAUSTED"
     good(over_grpc)
 

@@ -1,15 +1,9 @@
-"""A real service in a thread of the test process, and the same questions put to it over gRPC and over REST."""
+"""Asking a service the way any program would: plain protobuf messages over gRPC, plain bodies over REST."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,58 +11,8 @@ import httpx
 import numpy as np
 from mousetwin import arrays, wire
 from mousetwin.v1 import digital_twin_pb2 as pb
-from mousetwin_serve.batcher import BatchSettings
-from mousetwin_serve.device import Device
-from mousetwin_serve.hosts.standalone import Addresses, StandaloneServer
-from mousetwin_serve.repository import Repository
-from mousetwin_serve.service import TwinService
-from mousetwin_serve.stimulus import Limits
 from numpy.typing import NDArray
-
-LIMITS = Limits(request_bytes=4 << 20, response_bytes=1 << 20)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running service."""
-
-    service: TwinService
-    grpc_address: str
-    http_url: str
-    loop: asyncio.AbstractEventLoop
-
-    def in_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
-
-@contextmanager
-def serve(models: Path, batching: BatchSettings | None = None) -> Iterator[Served]:
-    """Serve a folder of bundles on free ports."""
-    started: Future[Served] = Future()
-    stop = threading.Event()
-
-    async def run() -> None:
-        try:
-            repository = Repository.load(models, Device("cpu", "tests"), LIMITS)
-            service = TwinService(repository, limits=LIMITS, batching=batching)
-            server = StandaloneServer(service, Addresses(http_port=0, grpc_port=0))
-            await server.start()
-        except BaseException as error:
-            started.set_exception(error)
-            raise
-        loop = asyncio.get_running_loop()
-        address, url = f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.http_port}"
-        started.set_result(Served(service, address, url, loop))
-        await asyncio.to_thread(stop.wait)
-        await server.stop(grace=5)
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        yield started.result(timeout=30)
-    finally:
-        stop.set()
-        thread.join()
+from running import Service
 
 
 @dataclass(frozen=True)
@@ -94,8 +38,8 @@ class GrpcCaller:
 
     name = "grpc"
 
-    def __init__(self, served: Served) -> None:
-        self.channel = grpc.insecure_channel(served.grpc_address)
+    def __init__(self, service: Service) -> None:
+        self.channel = grpc.insecure_channel(service.grpc)
 
     def method(self, name: str) -> Any:
         """A call from bytes to bytes."""
@@ -139,8 +83,8 @@ class RestCaller:
 
     name = "rest"
 
-    def __init__(self, served: Served) -> None:
-        self.client = httpx.Client(base_url=served.http_url, timeout=30)
+    def __init__(self, service: Service) -> None:
+        self.client = httpx.Client(base_url=service.http, timeout=30)
 
     def predict(self, mouse: str, **query: Any) -> Answer:
         body = arrays.write_npz({name: np.asarray(query[name]) for name in ARRAYS if query.get(name) is not None})

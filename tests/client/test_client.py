@@ -1,0 +1,278 @@
+"""The client against the demo mouse, wherever that is served. Imports nothing but what the client itself needs."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mousetwin
+import mousetwin.aio
+import numpy as np
+import pytest
+from mousetwin import errors
+from numpy.testing import assert_allclose, assert_array_equal
+
+RNG = np.random.default_rng(0)
+SHOWN = RNG.integers(0, 256, (3, 144, 256)).astype(np.uint8)
+NATIVE = RNG.integers(0, 256, (5, 36, 64)).astype(np.uint8)
+BEHAVIOR = np.array([[40.0, 0.0, 3.0], [55.0, 1.5, 20.0], [25.0, -2.0, 0.0], [30.0, 0.0, 1.0], [48.0, 0.5, 9.0]])
+PUPIL = np.array([[100.0, 80.0], [110.0, 70.0], [92.0, 88.0], [100.0, 95.0], [84.0, 80.0]])
+NEAR: dict[str, Any] = {"rtol": 0, "atol": 2e-5}
+
+
+def z(mouse: mousetwin.Mouse, what: str, values: Any) -> Any:
+    moments = mouse.info.statistics[what]
+    return (np.asarray(values, float) - moments.mean) / np.array(moments.std)
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+# --- connecting
+
+
+def test_nothing_listens(nobody: str) -> None:
+    with mousetwin.connect(nobody, timeout=60) as twins:
+        for ask in (twins.mice, lambda: twins["demo"], lambda: list(twins)):
+            with pytest.raises(mousetwin.Unavailable, match=nobody) as caught:
+                ask()
+            assert isinstance(caught.value, ConnectionError)
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "8001", "host:", "host:port", "http://127.0.0.1:8001"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises((mousetwin.InvalidArgument, mousetwin.Unimplemented)) as caught:
+        mousetwin.connect(address)
+    assert caught.value.field == "address"
+    assert address in str(caught.value)
+
+
+def test_a_scheme_that_nothing_serves() -> None:
+    with pytest.raises(mousetwin.MousetwinError, match="torchserve"):
+        mousetwin.connect("torchserve://127.0.0.1:8001")
+
+
+def test_a_closed_connection_says_so(server_address: str) -> None:
+    with mousetwin.connect(server_address, timeout=60) as twins:
+        mouse = twins["demo"]
+    for ask in (twins.mice, lambda: mouse.predict(NATIVE), lambda: mouse.predict(np.repeat(NATIVE, 30, 0))):
+        with pytest.raises(mousetwin.Unavailable, match="closed"):
+            ask()
+    twins.close()
+
+
+# --- what is served
+
+
+def test_the_mice(twins: mousetwin.Twins) -> None:
+    (summary,) = twins.mice()
+    assert (summary.twin.mouse, summary.synthetic) == ("demo", True)
+    assert (summary.native_size, summary.stimulus_size) == ((36, 64), (144, 256))
+    assert (len(summary.behavior), len(summary.pupil_center)) == (3, 2)
+    assert summary.required == ("images",)
+    assert list(twins) == ["demo"]
+    assert "demo" in twins
+    assert "26872-17-20" not in twins
+    assert len(summary.twin.digest) == 64
+
+
+def test_one_mouse(twins: mousetwin.Twins) -> None:
+    mouse = twins["demo"]
+    twin = mouse.summary.twin
+    for same in (twins.mouse("demo", twin.model), twins.mouse("demo", version=1), twins.mouse("demo", version="1")):
+        assert same.summary == mouse.summary
+    assert repr(mouse) == f"<Mouse demo {twin.model} v1: {mouse.summary.neurons} neurons, synthetic>"
+    info, neurons = mouse.info, mouse.summary.neurons
+    assert info.unit_ids is not None
+    assert len(set(info.unit_ids.tolist())) == neurons
+    assert info.cell_motor_coordinates is not None
+    assert info.cell_motor_coordinates.shape == (neurons, 3)
+    assert info.truth
+    assert all(values.shape == (neurons,) for values in info.truth.values())
+    report = info.graphs["forward"]
+    assert report.parity_max_abs_error <= report.parity_tolerance
+    assert info.licence
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "version", "field"),
+    [("nobody", "", None, "mouse"), ("demo", "cnn", None, "model"), ("demo", "", 99, "version")],
+)
+def test_what_there_is_not(twins: mousetwin.Twins, key: str, model: str, version: int | None, field: str) -> None:
+    with pytest.raises(mousetwin.NotFound, match="expected one of") as caught:
+        twins.mouse(key, model, version)
+    assert caught.value.field == field
+    assert caught.value.request_id
+    assert isinstance(caught.value, LookupError)
+
+
+# --- predicting
+
+
+def test_raw_images_are_normalised_and_shrunk(mouse: mousetwin.Mouse) -> None:
+    # To a quarter: the mean of the middle 2×2 of every 4×4 pixels.
+    blocks = SHOWN.astype(float).reshape(3, 36, 4, 64, 4)[:, :, 1:3, :, 1:3].mean((2, 4))
+    expected = mouse.predict(z(mouse, "images", blocks), space="model")
+    assert_allclose(mouse.predict(SHOWN), expected, **NEAR)
+    assert_allclose(mouse.predict(SHOWN[:, None].tolist()), expected, **NEAR)
+    native = mouse.predict(z(mouse, "images", NATIVE), space=mousetwin.Space.MODEL)
+    assert_allclose(mouse.predict(NATIVE), native, **NEAR)
+    assert_allclose(mouse.predict(NATIVE.astype(float), space="raw"), native, **NEAR)
+    assert native.dtype == np.float32
+    assert native.shape == (5, mouse.summary.neurons)
+    assert np.ptp(np.asarray(native), axis=0).max() > 0
+
+
+def test_conditions(mouse: mousetwin.Mouse) -> None:
+    images = z(mouse, "images", NATIVE)
+    behavior = BEHAVIOR / np.array(mouse.info.statistics["behavior"].std)
+    expected = mouse.predict(images, behavior, z(mouse, "pupil_center", PUPIL), space="model")
+    found = mouse.predict(NATIVE, BEHAVIOR, PUPIL)
+    assert_allclose(found, expected, **NEAR)
+    assert found.defaults == ()
+    one = mouse.predict(NATIVE, behavior=BEHAVIOR[1], pupil_center=PUPIL[2])
+    assert_allclose(one, mouse.predict(NATIVE, BEHAVIOR[[1] * 5], PUPIL[[2] * 5]), **NEAR)
+    # Left out, they stand at the training set's mean.
+    means = (mouse.info.statistics["behavior"].mean, mouse.info.statistics["pupil_center"].mean)
+    silent = mouse.predict(NATIVE)
+    assert silent.defaults == ("behavior", "pupil_center")
+    assert_allclose(silent, mouse.predict(NATIVE, *means), **NEAR)
+
+
+def test_chosen_neurons(mouse: mousetwin.Mouse) -> None:
+    everything = np.asarray(mouse.predict(NATIVE))
+    last = mouse.summary.neurons - 1
+    assert_allclose(mouse.predict(NATIVE, neurons=[last, 0, 17]), everything[:, [last, 0, 17]], **NEAR)
+    assert_allclose(mouse.predict(NATIVE, neurons=np.array([4], np.uint8)), everything[:, [4]], **NEAR)
+    assert mouse.info.unit_ids is not None
+    ids = mouse.info.unit_ids[[9, 2]]
+    assert_allclose(mouse.predict(NATIVE, unit_ids=ids), everything[:, [9, 2]], **NEAR)
+
+
+def test_a_batch_larger_than_a_frame(mouse: mousetwin.Mouse) -> None:
+    images = RNG.integers(0, 256, (150, 36, 64)).astype(np.uint8)
+    behavior, pupil = np.resize(BEHAVIOR, (150, 3)), np.resize(PUPIL, (150, 2))
+    heard: list[tuple[int, int]] = []
+    found = mouse.predict(images, behavior, pupil, neurons=[3, 1], progress=lambda *far: heard.append(far))
+    alone = [mouse.predict(images[[n]], behavior[n], pupil[n])[0, [3, 1]] for n in (0, 63, 64, 100, 149)]
+    assert_allclose(np.asarray(found)[[0, 63, 64, 100, 149]], np.stack(alone), **NEAR)
+    assert heard[-1] == (150, 150)
+    assert heard == sorted(set(heard))
+    assert len(heard) > 1
+    assert found.twin == mouse.summary.twin
+
+
+def test_progress_of_a_small_batch(mouse: mousetwin.Mouse) -> None:
+    heard: list[tuple[int, int]] = []
+    mouse.predict(NATIVE, progress=lambda *far: heard.append(far))
+    assert heard == [(5, 5)]
+
+
+def test_responses_are_an_array_that_remembers(mouse: mousetwin.Mouse) -> None:
+    found = mouse.predict(NATIVE)
+    for part in (found[1:3], found[:, 0], found * 2, found.copy(), found.T, pickle.loads(pickle.dumps(found[:0]))[:0]):
+        assert isinstance(part, mousetwin.Responses)
+    for part in (found[1:3], found[:, 0], found * 2, found.copy(), found.T):
+        assert part.twin == mouse.summary.twin
+        assert part.defaults == ("behavior", "pupil_center")
+    assert_array_equal(np.asarray(found)[1:3], found[1:3])
+    found[0, 0] = 7
+    assert found[0, 0] == 7
+
+
+def test_several_threads_share_a_connection(twins: mousetwin.Twins) -> None:
+    mouse = twins["demo"]
+    expected = np.asarray(mouse.predict(NATIVE))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: mouse.predict(NATIVE[n % 5 : n % 5 + 1]), range(40)))
+    for n, answer in enumerate(answers):
+        assert_allclose(answer[0], expected[n % 5], **NEAR)
+
+
+# --- what goes wrong
+
+
+def test_a_refusal_is_typed_and_names_the_field(mouse: mousetwin.Mouse) -> None:
+    with pytest.raises(mousetwin.InvalidArgument, match="36×60") as caught:
+        mouse.predict(NATIVE[:, :, :60])
+    assert caught.value.field == "images"
+    assert caught.value.request_id
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(mousetwin.InvalidArgument, match="'rgb', expected 'raw' or 'model'"):
+        mouse.predict(NATIVE, space="rgb")
+    with pytest.raises(mousetwin.InvalidArgument, match="images"):
+        mouse.predict([[1, 2], [3]])
+    with pytest.raises(mousetwin.InvalidArgument, match=r"\(150, 36, 64\).*|3 rows|\(3, 3\)") as caught:
+        mouse.predict(np.repeat(NATIVE, 30, axis=0), behavior=BEHAVIOR[:3])
+    assert caught.value.field == "behavior"
+
+
+@pytest.mark.parametrize("count", [1, 150])
+def test_a_deadline_that_passes(mouse: mousetwin.Mouse, count: int) -> None:
+    images = np.zeros((count, 36, 64), np.uint8)
+    with pytest.raises(mousetwin.DeadlineExceeded) as caught:
+        mouse.predict(images, timeout=1e-6)
+    assert isinstance(caught.value, TimeoutError)
+    assert mouse.predict(images).shape == (count, mouse.summary.neurons)
+
+
+def test_a_timeout_for_all_calls(server_address: str) -> None:
+    with mousetwin.connect(server_address, timeout=1e-6) as twins:
+        with pytest.raises(mousetwin.DeadlineExceeded):
+            twins.mice()
+        assert twins.mice(timeout=60)
+
+
+def test_a_progress_callback_that_raises_ends_the_call_and_nothing_else(mouse: mousetwin.Mouse) -> None:
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        mouse.predict(np.zeros((500, 36, 64), np.uint8), progress=stop)
+    assert mouse.predict(NATIVE).shape == (5, mouse.summary.neurons)
+
+
+@pytest.mark.parametrize("code", [cls.code for cls in errors._BY_CODE.values()])
+def test_every_status_has_its_exception(code: str) -> None:
+    error = errors.from_code(code, "text", field="images", request_id="1")
+    assert type(error) is not mousetwin.MousetwinError
+    assert (error.code, error.field, error.request_id, str(error)) == (code, "images", "1", "text")
+    assert type(error).__name__ in mousetwin.__all__
+
+
+# --- asyncio
+
+
+def test_the_client_for_asyncio_gives_the_same(mouse: mousetwin.Mouse, server_address: str, nobody: str) -> None:
+    many = np.resize(NATIVE, (150, 36, 64))
+
+    async def story() -> None:
+        async with mousetwin.aio.connect(server_address, timeout=60) as twins:
+            assert await twins.mice() == [mouse.summary]
+            same = await twins.mouse("demo")
+            small, large = await asyncio.gather(same.predict(NATIVE, BEHAVIOR), same.predict(many, neurons=[5, 2]))
+            assert_array_equal(small, mouse.predict(NATIVE, BEHAVIOR))
+            assert small.defaults == ("pupil_center",)
+            assert_allclose(large, np.resize(mouse.predict(NATIVE, neurons=[5, 2]), (150, 2)), **NEAR)
+            with pytest.raises(mousetwin.NotFound):
+                await twins.mouse("nobody")
+            with pytest.raises(mousetwin.InvalidArgument) as caught:
+                await same.predict(NATIVE, neurons=[-1])
+            assert caught.value.field == "neurons"
+        async with mousetwin.aio.connect(nobody, timeout=60) as twins:
+            with pytest.raises(mousetwin.Unavailable, match=nobody):
+                await twins.mice()
+
+    asyncio.run(story())

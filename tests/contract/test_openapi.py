@@ -1,0 +1,62 @@
+"""The OpenAPI document against the running service, by schemathesis: what it promises is what happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import schemathesis
+from bundles import FULL, IMAGE_ONLY
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from mousetwin import arrays
+from mousetwin_serve.api import openapi
+from mousetwin_serve.api.bodies import NPY, NPZ
+from mousetwin_serve.stimulus import Limits
+from running import Service
+from schemathesis.checks import positive_data_acceptance
+
+# The same document as the service hands out, which the first test proves: pytest needs it before a service runs.
+LIMITS = Limits(request_bytes=256 << 10, response_bytes=100_000)
+IMAGES = hnp.arrays(np.uint8, st.sampled_from([(2, *FULL.native), (1, 1, *FULL.stimulus), (3, *IMAGE_ONLY.native)]))
+schemathesis.openapi.media_type(NPY, IMAGES.map(arrays.write_npy) | st.binary())
+schemathesis.openapi.media_type(NPZ, IMAGES.map(lambda images: arrays.write_npz({"images": images})) | st.binary())
+
+
+@schemathesis.serializer(NPY, NPZ)
+def as_they_are(context: schemathesis.SerializationContext, value: Any) -> Any:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+schema = schemathesis.openapi.from_dict(openapi.document(LIMITS))
+BOUNDED = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+
+
+def test_the_service_hands_out_this_document(service: Service) -> None:
+    assert httpx.get(f"{service.http}/openapi.json").json() == schema.raw_schema
+
+
+@schema.exclude(operation_id="predict").parametrize()
+@BOUNDED
+def test_what_the_document_promises_is_what_happens(case: schemathesis.Case, service: Service) -> None:
+    case.call_and_validate(base_url=service.http)
+
+
+@pytest.mark.parametrize("mouse", ["full", "image-only", None])
+@schema.include(operation_id="predict").parametrize()
+@BOUNDED
+def test_what_the_document_promises_of_predict(case: schemathesis.Case, mouse: str | None, service: Service) -> None:
+    """With a mouse that there is, to get beyond the name; and with any."""
+    if mouse is not None:
+        case.path_parameters["mouse"] = mouse
+    # No document can say which sizes a twin takes, so that images that fit the schema may still be refused.
+    case.call_and_validate(base_url=service.http, excluded_checks=[positive_data_acceptance])

@@ -1,0 +1,323 @@
+"""Whatever the bytes are, reading them gives plain numbers or one of our own errors; what is valid comes back exact."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from mousetwin import arrays, wire
+from mousetwin.errors import InvalidArgument, MousetwinError, PayloadTooLarge
+from mousetwin.query import PredictQuery, Space, TwinRef
+from mousetwin.v1 import digital_twin_pb2 as pb
+from mousetwin_serve.api import bodies
+
+LIMIT = 1 << 20
+FUZZ = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+NAMES = ("images", "behavior", "pupil_center", "neurons", "unit_ids")
+
+numbers = st.sampled_from(arrays.DTYPES).flatmap(
+    lambda name: st.sampled_from("<>").map(lambda order: np.dtype(name).newbyteorder(order))
+)
+shapes = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)
+plain_arrays = hnp.arrays(numbers, shapes)
+
+
+@st.composite
+def laid_out(draw: st.DrawFn) -> Any:
+    """An array of numbers in C or Fortran order, or a strided or reversed view."""
+    array = draw(plain_arrays)
+    how = draw(st.sampled_from(["C", "F", "strided", "reversed"]))
+    if how == "F":
+        return np.asfortranarray(array)
+    if how == "strided" and array.ndim:
+        return array[::2]
+    if how == "reversed" and array.ndim:
+        return array[::-1]
+    return array
+
+
+@st.composite
+def damaged(draw: st.DrawFn, valid: st.SearchStrategy[bytes]) -> bytes:
+    """Valid bytes with some of them overwritten, dropped, doubled or cut off."""
+    data = bytearray(draw(valid))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        kind = draw(st.sampled_from(["flip", "write", "drop", "double", "cut"]))
+        if kind == "flip" and data:
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "write":
+            data[at : at + 1] = draw(st.binary(max_size=6))
+        elif kind == "drop":
+            del data[at : at + draw(st.integers(1, 8))]
+        elif kind == "double":
+            data[at:at] = data[at : at + 16]
+        elif kind == "cut":
+            del data[at:]
+    return bytes(data)
+
+
+def npy(array: Any) -> bytes:
+    """As numpy itself writes it."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def header(shape: str, descr: str = "'|u1'", order: str = "False") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def npz(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def same(found: Any, expected: Any) -> None:
+    """Equal bit for bit, byte order aside."""
+    native = np.dtype(expected.dtype.newbyteorder("="))
+    assert found.dtype.newbyteorder("=") == native
+    assert found.shape == expected.shape
+    assert found.astype(native).tobytes() == expected.astype(native).tobytes()
+
+
+def plain_or_refused(read: Any, *arguments: Any) -> None:
+    try:
+        found = read(*arguments)
+    except MousetwinError as error:
+        assert isinstance(error, InvalidArgument | PayloadTooLarge)
+        assert error.field
+        assert error.field in str(error)
+        return
+    found = found.values() if isinstance(found, dict) else [found]
+    for array in found:
+        assert array.dtype.name in arrays.DTYPES
+
+
+# --- what is valid
+
+
+@given(laid_out())
+@FUZZ
+def test_npy_round_trip(array: Any) -> None:
+    same(arrays.read_npy(npy(array), "images"), array)
+    same(np.load(io.BytesIO(arrays.write_npy(array)), allow_pickle=False), array)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), laid_out()), st.booleans())
+@FUZZ
+def test_npz_round_trip(given_arrays: dict[str, Any], compressed: bool) -> None:
+    stream = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(stream, **given_arrays)
+    found = arrays.read_npz(stream.getvalue(), NAMES, LIMIT)
+    assert found.keys() == given_arrays.keys()
+    with np.load(io.BytesIO(arrays.write_npz(given_arrays))) as written:
+        for name, array in given_arrays.items():
+            same(found[name], array)
+            same(written[name], array)
+
+
+@given(laid_out())
+@FUZZ
+def test_protobuf_round_trip(array: Any) -> None:
+    message = pb.Array.FromString(arrays.to_proto(array).SerializeToString())
+    assert message.data == array.astype(array.dtype.newbyteorder("<")).tobytes()
+    same(arrays.from_proto(message, "images"), array)
+
+
+# Without empty ones, whose shape JSON does not keep.
+@given(
+    hnp.arrays(
+        st.sampled_from([np.dtype("int64"), np.dtype("float64")]),
+        hnp.array_shapes(min_dims=0, max_dims=5, max_side=4),
+        elements={"allow_nan": False},
+    )
+)
+@FUZZ
+def test_json_round_trip(array: Any) -> None:
+    found = arrays.from_nested(json.loads(json.dumps(array.tolist())), "images")
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+
+
+@given(
+    laid_out(),
+    st.dictionaries(st.sampled_from(NAMES[1:]), laid_out()),
+    st.sampled_from([None, Space.RAW, Space.MODEL]),
+    st.text(),
+)
+@FUZZ
+def test_query_round_trip(images: Any, others: dict[str, Any], space: Space | None, mouse: str) -> None:
+    query = PredictQuery(TwinRef(mouse, "m", "1"), images, space=space, **others)
+    found = wire.query_from_proto(pb.PredictRequest.FromString(wire.query_to_proto(query).SerializeToString()))
+    assert (found.twin, found.space) == (query.twin, space)
+    for name in NAMES:
+        expected = getattr(query, name)
+        if expected is None:
+            assert getattr(found, name) is None
+        else:
+            same(getattr(found, name), expected)
+
+
+# --- what is not
+
+
+@given(st.binary() | damaged(laid_out().map(npy)))
+@example(header("(0, 9223372036854775807, 9223372036854775807)"))
+@example(header("(0, 100000000000000000000000000)"))
+@example(header("(18446744073709551616,)"))
+@example(header("(-1,)") + b"a")
+@example(header("(True,)") + b"a")
+@example(header("(" + "1," * 70 + ")") + b"a")
+@example(header("(1,)", "'O'") + b"\x80\x04N.")
+@example(header("(1,)", "[('a', 'u1')]") + b"a")
+@example(header("(1,)", "('u1', (1,))") + b"a")
+@example(header("(1,)", "'S0'"))
+@example(header("(2,)", "'V1'") + b"aa")
+@example(header("(1,)", "'M8[s]'") + b"a" * 8)
+@example(header("(1,)", "'<f2'", "'yes'") + b"aa")
+@example(header("()") + b"a")
+@example(header("(" * 3000 + ")" * 3000))
+@FUZZ
+def test_any_bytes_as_npy(data: bytes) -> None:
+    plain_or_refused(arrays.read_npy, data, "images")
+
+
+@given(
+    st.binary()
+    | damaged(st.dictionaries(st.sampled_from(NAMES), laid_out()).map(arrays.write_npz))
+    | damaged(st.dictionaries(st.sampled_from(NAMES), laid_out().map(npy)).map(npz))
+    | st.dictionaries(st.sampled_from(["images.npy", "images", "behavior.npy", "x", "/"]), st.binary()).map(npz)
+)
+@example(npz({"images.npy": header("(0, 9223372036854775807, 9)")}))
+@FUZZ
+def test_any_bytes_as_npz(data: bytes) -> None:
+    plain_or_refused(arrays.read_npz, data, NAMES, LIMIT)
+
+
+def test_a_small_npz_of_a_large_array() -> None:
+    bomb = npz({"images.npy": npy(np.zeros(LIMIT, np.uint8))})
+    assert len(bomb) < LIMIT / 100
+    with np.testing.assert_raises(PayloadTooLarge):
+        arrays.read_npz(bomb, NAMES, LIMIT)
+    # The size in the directory is the sender's word: with a smaller one the array is still not expanded beyond it.
+    size = (LIMIT + 128).to_bytes(4, "little")
+    assert bomb.count(size) == 2
+    with np.testing.assert_raises(InvalidArgument):
+        arrays.read_npz(bomb.replace(size, (1000).to_bytes(4, "little")), NAMES, LIMIT)
+
+
+sizes = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 5)
+messages = st.builds(
+    pb.Array, dtype=st.sampled_from([*arrays.DTYPES, "object", "O", "bool", "complex64", "<f4"]) | st.text(),
+    shape=st.lists(sizes, max_size=10), data=st.binary(),
+)  # fmt: skip
+
+
+@given(messages)
+@example(pb.Array(dtype="uint8", shape=[0, 2**62, 2**62]))
+@example(pb.Array(dtype="float64", shape=[0, 2**63 - 1]))
+@example(pb.Array(dtype="uint8", shape=[2**32, 2**32]))
+@example(pb.Array(dtype="uint8", shape=[-1, -1], data=b"a"))
+@FUZZ
+def test_any_array_message(message: pb.Array) -> None:
+    plain_or_refused(arrays.from_proto, message, "images")
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=20,
+)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@given(json_values)
+@example(nested(40))
+@example(nested(900))
+@example([2**63, -1])
+@example([10**400])
+@example([1, 10**30])
+@example([True, 2])
+@FUZZ
+def test_any_nested_lists(value: Any) -> None:
+    plain_or_refused(arrays.from_nested, value, "images")
+
+
+def query_or_refused(*arguments: Any) -> None:
+    try:
+        query = bodies.read_query(*arguments)
+    except MousetwinError as error:
+        assert isinstance(error, InvalidArgument | PayloadTooLarge)
+        assert error.field
+        assert error.field in str(error)
+        assert len(str(error)) < 1000
+        return
+    assert query.images.dtype.name in arrays.DTYPES
+    for name in NAMES[1:]:
+        assert (array := getattr(query, name)) is None or array.dtype.name in arrays.DTYPES
+
+
+words = st.text(max_size=8) | st.sampled_from(["raw", "model", "1,2", "9" * 30, "1_0", "٣", " 1", "0x1", "\ud800"])
+parameters = st.dictionaries(st.sampled_from(["space", "model", "version", "neurons", "unit_ids", "other"]), words)
+documents = st.dictionaries(st.sampled_from([*NAMES, "space", "model", "version"]) | st.text(max_size=4), json_values)
+
+
+@given(documents.map(json.dumps).map(str.encode) | damaged(documents.map(json.dumps).map(str.encode)), parameters)
+@example(b'{"images": ' + b"[" * 5000, {})
+@example(b'{"images": ' + b"[" * 900 + b"]" * 900 + b"}", {})
+@example(b'{"images": [1e999]}', {})
+@example(b'{"images": [1], "images": [2]}', {})
+@FUZZ
+def test_any_bytes_as_json_body(body: bytes, query: dict[str, str]) -> None:
+    query_or_refused("mouse", bodies.JSON, body, query, LIMIT)
+
+
+@given(st.sampled_from([bodies.NPY, bodies.NPZ]), st.binary() | damaged(laid_out().map(npy)), parameters)
+@FUZZ
+def test_any_bytes_as_array_body(media_type: str, body: bytes, query: dict[str, str]) -> None:
+    query_or_refused("mouse", media_type, body, query, LIMIT)
+
+
+requests = st.builds(
+    pb.PredictRequest,
+    twin=st.builds(pb.TwinRef, mouse=st.text(max_size=5)),
+    images=messages,
+    behavior=messages,
+    neurons=st.none() | messages,
+    space=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 2),
+)
+
+
+@given(requests | damaged(requests.map(pb.PredictRequest.SerializeToString)) | st.binary())
+@FUZZ
+def test_any_predict_request(request: pb.PredictRequest | bytes) -> None:
+    if isinstance(request, bytes):
+        message = pb.PredictRequest()
+        try:
+            message.ParseFromString(request)
+        except Exception:  # protobuf's own refusal, which the service turns into INVALID_ARGUMENT
+            return
+        request = message
+    try:
+        query = wire.query_from_proto(request)
+    except InvalidArgument as error:
+        assert error.field
+        assert error.field in str(error)
+    else:
+        assert query.images.dtype.name in arrays.DTYPES

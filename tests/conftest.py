@@ -1,4 +1,4 @@
-"""Fixtures for the whole suite. Nothing heavy is imported here: tests/client runs where only the client is installed."""
+"""Fixtures for the whole suite. Nothing heavy is imported here: tests/client runs where only the client is."""
 
 from __future__ import annotations
 

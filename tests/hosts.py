@@ -26,7 +26,7 @@ class Answer:
     defaults: tuple[str, ...]
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """code: the gRPC status's name."""
 
     def __init__(self, code: str, field: str, message: str, request_id: str) -> None:

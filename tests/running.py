@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 # What one request to the suite's service may hold, and its answer: low enough to run into.
 REQUEST_BYTES, RESPONSE_BYTES = 256 << 10, 100_000
 

@@ -21,10 +21,13 @@ Arrays = dict[str, NDArray[np.float32]]
 def reference(twin: nn.Module, inputs: Arrays) -> NDArray[np.float64]:
     """The float64 model's responses (N, K) to float32 inputs."""
     exact = copy.deepcopy(twin).double()
+    images = inputs["images"]
+    # Few large images at a time: their maps are faster to make anew than to find memory for.
+    step = max(1, 8 * 36 * 64 // images[0].size)
     with torch.no_grad():
         answers = [
-            exact(**{name: torch.from_numpy(values[i : i + 8]).double() for name, values in inputs.items()}).numpy()
-            for i in range(0, len(inputs["images"]), 8)
+            exact(**{name: torch.from_numpy(values[i : i + step]).double() for name, values in inputs.items()}).numpy()
+            for i in range(0, len(images), step)
         ]
     return np.concatenate(answers)
 

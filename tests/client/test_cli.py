@@ -120,8 +120,7 @@ def test_predict_replaces_an_earlier_answer_whole(run: Run, mouse: mousetwin.Mou
         (["images.npy", "--version", "99"], "'99'"),
         (["images.npy", "--neurons", "0,100000"], "neurons: 100000"),
         (["images.npy", "--space", "model", "--behavior", "behavior.npy", "--unit-ids", "-5"], "unit_ids: -5"),
-        (["behavior.npy"], "images: shape (4, 3) has rank 2"),
-        (["images.npy", "--timeout", "0.000001"], "Deadline"),
+        (["behavior.npy", "--space", "model"], "images: shape (4, 3) has rank 2"),
         (["images.npy", "--out", "folder"], "folder: cannot be written"),
         (["images.npy", "--out", "nowhere/a.npy"], "nowhere/a.npy: cannot be written"),
     ],
@@ -161,6 +160,15 @@ def test_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mice", "--server", address]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith(f"mousetwin: no answer from {address}: ")
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_a_service_that_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert main(["mice", "--server", f"127.0.0.1:{server.getsockname()[1]}", "--timeout", "0.2"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mousetwin: ")
+    assert "deadline" in printed.err.lower()
     assert len(printed.err.splitlines()) == 1
 
 

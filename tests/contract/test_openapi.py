@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from mousetwin import arrays
 from mousetwin_serve.api import openapi
-from mousetwin_serve.api.bodies import NPY, NPZ
+from mousetwin_serve.api.bodies import JSON, NPY, NPZ
 from mousetwin_serve.stimulus import Limits
-from running import Service
+from running import REQUEST_BYTES, RESPONSE_BYTES, Service
 from schemathesis.checks import positive_data_acceptance
 
 # The same document as the service hands out, which the first test proves: pytest needs it before a service runs.
-LIMITS = Limits(request_bytes=256 << 10, response_bytes=100_000)
+LIMITS = Limits(request_bytes=REQUEST_BYTES, response_bytes=RESPONSE_BYTES)
 IMAGES = hnp.arrays(np.uint8, st.sampled_from([(2, *FULL.native), (1, 1, *FULL.stimulus), (3, *IMAGE_ONLY.native)]))
 schemathesis.openapi.media_type(NPY, IMAGES.map(arrays.write_npy) | st.binary())
 schemathesis.openapi.media_type(NPZ, IMAGES.map(lambda images: arrays.write_npz({"images": images})) | st.binary())
@@ -60,3 +60,36 @@ def test_what_the_document_promises_of_predict(case: schemathesis.Case, mouse: s
         case.path_parameters["mouse"] = mouse
     # No document can say which sizes a twin takes, so that images that fit the schema may still be refused.
     case.call_and_validate(base_url=service.http, excluded_checks=[positive_data_acceptance])
+
+
+@pytest.mark.parametrize("mouse", ["full", "image-only", "bare"])
+def test_a_mouse_that_there_is_is_told_as_the_document_says(mouse: str, service: Service) -> None:
+    case = schema["/v1/mice/{mouse}"]["GET"].Case(path_parameters={"mouse": mouse})
+    assert case.call_and_validate(base_url=service.http).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"images": np.zeros((2, *FULL.native), int).tolist()},
+        {
+            "images": np.zeros((2, 1, *FULL.native)).tolist(),
+            "behavior": [[1, 2, 3], [4, 5, 6]],
+            "pupil_center": [0.5, 1],
+            "space": "model",
+            "neurons": [2, 0],
+            "unit_ids": None,
+            "model": "linear",
+            "version": 1,
+        },
+    ],
+    ids=["images", "everything"],
+)
+@pytest.mark.parametrize("accept", [JSON, NPY, NPZ])
+def test_an_answer_is_as_the_document_says(body: Any, accept: str, service: Service) -> None:
+    case = schema["/v1/mice/{mouse}/predict"]["POST"].Case(
+        path_parameters={"mouse": "full"}, body=body, media_type=JSON, headers={"Accept": accept}
+    )
+    response = case.call_and_validate(base_url=service.http)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == [accept]

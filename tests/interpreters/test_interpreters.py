@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # The oldest versions that pyproject.toml admits, then one of each later protobuf major.
 ENVIRONMENTS = {
-    "3.10": ["numpy==1.26.0", "grpcio==1.62.0", "protobuf==5.26.1"],
+    "3.10": ["numpy==1.26.0", "grpcio==1.68.1", "protobuf==5.26.1"],
     "3.12": ["numpy==2.1.3", "grpcio==1.71.0", "protobuf==6.33.0"],
     "3.13": ["numpy==2.4.6", "grpcio==1.85.1", "protobuf==7.36.2"],
 }

@@ -8,6 +8,8 @@ async with mousetwin.aio.connect("127.0.0.1:8001") as twins:
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import wire
-from .errors import MousetwinError
+from .errors import DeadlineExceeded, MousetwinError
 from .frames import Collector, Responses, split
 from .grpc_transport import CHANNEL_OPTIONS, WINDOW, frame_answer, method, translate
 from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
@@ -75,7 +77,9 @@ class Twins:
 
     async def predict_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
         """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
-        call = self._session(timeout=timeout or self._timeout)
+        timeout = timeout or self._timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        call = self._session(timeout=timeout)
         room = asyncio.Semaphore(WINDOW)
 
         async def send() -> None:
@@ -90,6 +94,9 @@ class Twins:
                 room.release()
                 yield frame_answer(response)
         except grpc.aio.AioRpcError as error:
+            # Where the deadline passes while a stream opens or sends, grpc.aio may tell only of an internal error.
+            if error.details() == "Internal error from Core" and time.monotonic() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the answer") from None
             raise translate(error, self._address) from None
         finally:
             sender.cancel()

@@ -8,15 +8,17 @@ missing).
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 from .arrays import read_npz
@@ -118,8 +120,8 @@ def _run_predict(args: argparse.Namespace) -> int:
         if (path := getattr(args, name)) is not None:
             if name in inputs:
                 raise InvalidArgument(f"{name}: given both in {args.images} and as {path}", field=name)
-            inputs[name] = _load_npy(path)
-    with connect(args.server, timeout=args.timeout) as twins:
+            inputs[name] = _load_npy(path, name)
+    with _whole_file(args.out) as stream, connect(args.server, timeout=args.timeout) as twins:
         mouse = twins.mouse(args.mouse, args.model, args.version)
         responses = mouse.predict(
             inputs["images"],
@@ -130,7 +132,7 @@ def _run_predict(args: argparse.Namespace) -> int:
             space=args.space,
             progress=ProgressBar(f"{args.mouse}"),
         )
-    _save_npy(args.out, responses)
+        np.save(stream, np.asarray(responses), allow_pickle=False)
     assert responses.twin is not None
     defaults = f"; {' and '.join(responses.defaults)} at the training set's mean" if responses.defaults else ""
     twin = responses.twin
@@ -143,23 +145,32 @@ def _run_predict(args: argparse.Namespace) -> int:
 
 def _load_inputs(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix == ".npz":
-        inputs = read_npz(_read(path), _NPZ_ARRAYS, max_bytes=sys.maxsize)
+        try:
+            inputs = read_npz(_read(path), _NPZ_ARRAYS, max_bytes=sys.maxsize)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{path}: {error}", field=error.field) from None
         if "images" not in inputs:
             raise InvalidArgument(f"{path}: there is no array 'images' in it", field="images")
         return inputs
-    return {"images": _load_npy(path)}
+    return {"images": _load_npy(path, "images")}
 
 
-def _load_npy(path: Path) -> NDArray[Any]:
-    # Mapped, not read: a recording's images need not fit into memory.
+def _load_npy(path: Path, field: str) -> NDArray[Any]:
+    wrong = f"{path}: not a .npy file, a damaged one, or one of anything but plain numbers"
     try:
+        with path.open("rb") as stream:
+            magic = stream.read(len(MAGIC_PREFIX))
+        # np.load takes other files as well, and not all of them well.
+        if magic != MAGIC_PREFIX:
+            raise InvalidArgument(wrong, field=field)
+        # Mapped, not read: a recording's images need not fit into memory.
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise NotFound(f"{path}: {error.strerror or error}", field="images") from None
-    except ValueError as error:
-        raise InvalidArgument(f"{path}: {error}", field="images") from None
-    if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"{path}: expected a .npy file", field="images")
+        raise NotFound(f"{path}: {error.strerror or error}", field=field) from None
+    except MousetwinError:
+        raise
+    except ValueError:
+        raise InvalidArgument(wrong, field=field) from None
     return array
 
 
@@ -170,18 +181,28 @@ def _read(path: Path) -> bytes:
         raise NotFound(f"{path}: {error.strerror}", field="images") from None
 
 
-def _save_npy(path: Path, array: NDArray[Any]) -> None:
-    # Written beside its place and moved there whole, so that no half-written file passes for an answer.
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its place at `path` once it is written whole, so that no half-written one passes for an answer.
+
+    It is opened at once: that `path` cannot be written is known before the twin has worked for it.
+    """
+    partial = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as stream:
-            try:
-                np.save(stream, np.asarray(array), allow_pickle=False)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
-        os.replace(stream.name, path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as stream:
+            yield stream
+        os.replace(partial, path)
+    except MousetwinError:
+        # Some of them are OSErrors too.
+        raise
     except OSError as error:
         raise NotFound(f"{path}: cannot be written: {error.strerror}", field="out") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

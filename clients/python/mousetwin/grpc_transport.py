@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from . import wire
-from .errors import MousetwinError, from_code
+from .errors import MousetwinError, Unavailable, from_code
 from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 from .v1 import digital_twin_pb2 as pb
 
@@ -27,7 +27,8 @@ def translate(error: grpc.RpcError, address: str) -> MousetwinError:
     """The client's exception for a failed call."""
     call: Any = error
     code: grpc.StatusCode = call.code()
-    trailing = dict(call.trailing_metadata() or ())
+    # Pairs first: grpc.aio's metadata looks like a mapping, and older versions of it are not quite one.
+    trailing = dict(tuple(call.trailing_metadata() or ()))
     message = call.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE and "request-id" not in trailing:
         message = f"no answer from {address}: {message}"
@@ -56,6 +57,7 @@ class GrpcTransport:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._closed = False
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._list_mice = self._channel.unary_unary(
             method("ListMice"), pb.ListMiceRequest.SerializeToString, pb.ListMiceResponse.FromString
@@ -83,6 +85,7 @@ class GrpcTransport:
         return wire.prediction_from_proto(self._call(self._predict, wire.query_to_proto(query), timeout))
 
     def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+        self._check_open()
         room = threading.Semaphore(WINDOW)
 
         def requests() -> Iterator[pb.SessionRequest]:
@@ -103,9 +106,16 @@ class GrpcTransport:
             room.release(WINDOW + 1)
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
+    def _check_open(self) -> None:
+        # gRPC itself answers with a bare ValueError.
+        if self._closed:
+            raise Unavailable(f"the connection to {self._address} is closed")
+
     def _call(self, stub: Any, request: Any, timeout: float | None) -> Any:
+        self._check_open()
         try:
             return stub(request, timeout=timeout)
         except grpc.RpcError as error:

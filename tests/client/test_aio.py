@@ -1,0 +1,91 @@
+"""The asyncio client answers as the plain one does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import mousetwin
+import mousetwin.aio
+import numpy as np
+import pytest
+
+IMAGES = np.random.default_rng(4).integers(0, 256, (150, 36, 64)).astype(np.uint8)
+
+
+def test_it_answers_as_the_plain_client_does(server_address: str) -> None:
+    async def ask() -> tuple[mousetwin.Responses, mousetwin.Responses, list[str]]:
+        async with mousetwin.aio.connect(server_address) as twins:
+            mouse = await twins.mouse("demo")
+            return (
+                await mouse.predict(IMAGES),
+                await mouse.predict(IMAGES[:2], neurons=[5, 3]),
+                [summary.twin.mouse for summary in await twins.mice()],
+            )
+
+    many, few, mice = asyncio.run(ask())
+    with mousetwin.connect(server_address) as twins:
+        expected = twins["demo"].predict(IMAGES)
+        assert mice == [summary.twin.mouse for summary in twins.mice()]
+    np.testing.assert_allclose(many, expected, atol=1e-6)
+    np.testing.assert_allclose(few, expected[:2, [5, 3]], atol=1e-6)
+    assert many.twin == expected.twin
+    assert many.defaults == ("behavior", "pupil_center")
+
+
+def test_many_at_once_each_get_their_own_answer(server_address: str) -> None:
+    async def ask() -> list[mousetwin.Responses]:
+        async with mousetwin.aio.connect(server_address) as twins:
+            mouse = await twins.mouse("demo")
+            return await asyncio.gather(*(mouse.predict(IMAGES[i : i + 1]) for i in range(40)))
+
+    answers = asyncio.run(ask())
+    with mousetwin.connect(server_address) as twins:
+        expected = twins["demo"].predict(IMAGES[:40])
+    np.testing.assert_allclose(np.concatenate(answers), expected, atol=1e-6)
+
+
+def test_progress_and_errors(server_address: str) -> None:
+    async def ask() -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        async with mousetwin.aio.connect(server_address, timeout=60) as twins:
+            with pytest.raises(mousetwin.NotFound, match="nobody"):
+                await twins.mouse("nobody")
+            mouse = await twins.mouse("demo")
+            with pytest.raises(mousetwin.InvalidArgument, match="raw") as caught:
+                await mouse.predict(IMAGES.astype(float))
+            assert caught.value.field == "space"
+            bad = IMAGES.astype(float)
+            bad[140, 0, 0] = -1
+            with pytest.raises(mousetwin.InvalidArgument, match="0 to 255"):
+                await mouse.predict(bad, space="raw")
+            with pytest.raises(mousetwin.DeadlineExceeded):
+                await mouse.predict(IMAGES, timeout=1e-6)
+            await mouse.predict(IMAGES, progress=lambda done, total: seen.append((done, total)))
+        return seen
+
+    seen = asyncio.run(ask())
+    assert seen[-1] == (150, 150)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_cancelled_question_leaves_the_service_answering(server_address: str) -> None:
+    async def ask() -> mousetwin.Responses:
+        async with mousetwin.aio.connect(server_address) as twins:
+            mouse = await twins.mouse("demo")
+            task = asyncio.ensure_future(mouse.predict(np.repeat(IMAGES, 20, 0)))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await mouse.predict(IMAGES[:1])
+
+    assert asyncio.run(ask()).shape == (1, 320)
+
+
+def test_nobody_there() -> None:
+    async def ask() -> None:
+        async with mousetwin.aio.connect("127.0.0.1:1") as twins:
+            with pytest.raises(mousetwin.Unavailable, match=r"127\.0\.0\.1:1"):
+                await twins.mice()
+
+    asyncio.run(ask())

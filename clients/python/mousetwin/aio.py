@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from . import wire
 from .errors import DeadlineExceeded, MousetwinError
 from .frames import Collector, Responses, split
-from .grpc_transport import CHANNEL_OPTIONS, WINDOW, frame_answer, method, translate
+from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, frame_answer, translate
 from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
 from .twins import Progress, build_query, columns_of
 from .v1 import digital_twin_pb2 as pb
@@ -45,22 +45,11 @@ class Twins:
         self._address = address
         self._timeout = timeout
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._list_mice = self._channel.unary_unary(
-            method("ListMice"), pb.ListMiceRequest.SerializeToString, pb.ListMiceResponse.FromString
-        )
-        self._get_mouse = self._channel.unary_unary(
-            method("GetMouse"), pb.GetMouseRequest.SerializeToString, pb.Mouse.FromString
-        )
-        self._predict = self._channel.unary_unary(
-            method("Predict"), pb.PredictRequest.SerializeToString, pb.PredictResponse.FromString
-        )
-        self._session = self._channel.stream_stream(
-            method("Session"), pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
-        )
+        self._stubs = Stubs(self._channel)
 
     async def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
-        response = await self._call(self._list_mice, pb.ListMiceRequest(), timeout)
+        response = await self._call(self._stubs.list_mice, pb.ListMiceRequest(), timeout)
         return [wire.summary_from_proto(twin) for twin in response.twins]
 
     async def mouse(
@@ -68,18 +57,18 @@ class Twins:
     ) -> Mouse:
         """One twin, as `mousetwin.Twins.mouse`."""
         ref = TwinRef(data_key, model, "" if version is None else str(version))
-        response = await self._call(self._get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
+        response = await self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
         return Mouse(self, wire.mouse_from_proto(response))
 
     async def predict_query(self, query: PredictQuery, timeout: float | None) -> Prediction:
         """The answer to one frame."""
-        return wire.prediction_from_proto(await self._call(self._predict, wire.query_to_proto(query), timeout))
+        return wire.prediction_from_proto(await self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
 
     async def predict_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
         """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
         timeout = timeout or self._timeout
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        call = self._session(timeout=timeout)
+        call = self._stubs.session(timeout=timeout)
         room = asyncio.Semaphore(WINDOW)
 
         async def send() -> None:

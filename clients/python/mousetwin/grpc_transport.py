@@ -19,8 +19,19 @@ WINDOW = 4
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-def method(name: str) -> str:
-    return f"/{wire.SERVICE}/{name}"
+class Stubs:
+    """The contract's calls on a channel, plain or asyncio."""
+
+    def __init__(self, channel: Any) -> None:
+        def unary(name: str, request: Any, response: Any) -> Any:
+            return channel.unary_unary(f"/{wire.SERVICE}/{name}", request.SerializeToString, response.FromString)
+
+        self.list_mice = unary("ListMice", pb.ListMiceRequest, pb.ListMiceResponse)
+        self.get_mouse = unary("GetMouse", pb.GetMouseRequest, pb.Mouse)
+        self.predict = unary("Predict", pb.PredictRequest, pb.PredictResponse)
+        self.session = channel.stream_stream(
+            f"/{wire.SERVICE}/Session", pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
+        )
 
 
 def translate(error: grpc.RpcError, address: str) -> MousetwinError:
@@ -59,30 +70,19 @@ class GrpcTransport:
         self._address = address
         self._closed = False
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._list_mice = self._channel.unary_unary(
-            method("ListMice"), pb.ListMiceRequest.SerializeToString, pb.ListMiceResponse.FromString
-        )
-        self._get_mouse = self._channel.unary_unary(
-            method("GetMouse"), pb.GetMouseRequest.SerializeToString, pb.Mouse.FromString
-        )
-        self._predict = self._channel.unary_unary(
-            method("Predict"), pb.PredictRequest.SerializeToString, pb.PredictResponse.FromString
-        )
-        self._session = self._channel.stream_stream(
-            method("Session"), pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
-        )
+        self._stubs = Stubs(self._channel)
 
     def list_mice(self, timeout: float | None) -> list[TwinSummary]:
-        response = self._call(self._list_mice, pb.ListMiceRequest(), timeout)
+        response = self._call(self._stubs.list_mice, pb.ListMiceRequest(), timeout)
         return [wire.summary_from_proto(twin) for twin in response.twins]
 
     def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo:
         return wire.mouse_from_proto(
-            self._call(self._get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
+            self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
         )
 
     def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
-        return wire.prediction_from_proto(self._call(self._predict, wire.query_to_proto(query), timeout))
+        return wire.prediction_from_proto(self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
 
     def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         self._check_open()
@@ -93,7 +93,7 @@ class GrpcTransport:
                 room.acquire()
                 yield pb.SessionRequest(id=number, predict=wire.query_to_proto(query))
 
-        call = self._session(requests(), timeout=timeout)
+        call = self._stubs.session(requests(), timeout=timeout)
         try:
             for response in call:
                 room.release()

@@ -16,6 +16,7 @@ pixels to the right and 17.5·tanh(0.06·vertical) pixels down, pupil center in 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from .config import ModelConfig
 from .export import BEHAVIOR, PUPIL_CENTER, Contract, Say, Shape, say_on_stderr, write_module
 from .family import PointReadout, Shifter
 from .graph import GatherReadout
+from .window import Window
 
 MOUSE, MODEL = "demo", "gabor"
 NATIVE_SIZE = (36, 64)
@@ -162,7 +164,11 @@ class DemoGraph(nn.Module):
     def __init__(self, cortex: DemoCortex) -> None:
         super().__init__()
         self.bank = cortex.bank
-        self.readout = GatherReadout(cortex.readout, cortex.shifter, *NATIVE_SIZE)
+        height, width = NATIVE_SIZE
+        positions = cortex.readout.positions_in_pixels(height, width)
+        shifter = copy.deepcopy(cortex.shifter).double()
+        window = Window(0, height - 1, 0, width - 1)
+        self.readout = GatherReadout(positions, cortex.readout.features(), None, shifter, NATIVE_SIZE, window)
         self.cells = cortex.cells
 
     def forward(self, images: Tensor, behavior: Tensor, pupil_center: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ names follow the originals', so that their checkpoints load by name.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -18,10 +19,10 @@ from .config import GridPredictorConfig, ModelConfig
 
 
 class Core(nn.Module):
-    """Image (N, C, H, W) to feature map (N, stacked channels, H', W'): convolutions, each with BatchNorm and ELU.
+    """Images (N, 1, H, W) and behavior (N, B) to a feature map: convolutions, each with BatchNorm and ELU.
 
     Attributes:
-        input_channels: C.
+        input_channels: the image's one, and B.
     """
 
     def __init__(self, config: ModelConfig, input_channels: int, biased: frozenset[str]) -> None:
@@ -50,7 +51,13 @@ class Core(nn.Module):
                 conv = _hidden_conv(config, inputs, kernel, groups=1, bias=f"{name}.conv" in biased)
                 self.features.add_module(name, _layer(config, number, "conv", conv))
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def is_chain(self) -> bool:
+        """Whether each layer reads the one before and the readout reads the last."""
+        return self._skip <= 1 and self._stack == (len(self.features) - 1,)
+
+    def forward(self, images: Tensor, behavior: Tensor | None = None) -> Tensor:
+        x = with_behavior(images, behavior)
         maps: list[Tensor] = []
         for number, layer in enumerate(self.features):
             stacked = number >= 1 and self._skip > 1
@@ -131,6 +138,11 @@ class PointReadout(nn.Module):
         mu = self.mu_transform(self.source_grid) if hasattr(self, "mu_transform") else self._mu
         return torch.clamp(mu.view(-1, 2), -1, 1)
 
+    def positions_in_pixels(self, height: int, width: int) -> Tensor:
+        """(K, 2), x and y on a map of this size, in float64: float32 is 1e-5 off far into a large map."""
+        size = torch.tensor([width - 1, height - 1], dtype=torch.float64)
+        return (copy.deepcopy(self).double().positions() + 1) / 2 * size
+
     def features(self) -> Tensor:
         """(K, C)."""
         return self._features[0, :, 0].T
@@ -162,6 +174,19 @@ class Shifter(nn.Module):
             parts += [nn.Linear(inputs, outputs), nn.Tanh()]
         self.mlp = nn.Sequential(*parts)
 
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest shift (2,) that any pupil center can bring.
+
+        The last layer's inputs are outputs of tanh, hence within ±1, where there are hidden layers.
+        """
+        if not hasattr(self, "mlp") or len(self.mlp) == 2:
+            one = torch.ones(2, dtype=next(self.parameters()).dtype)
+            return -one, one
+        last = self.mlp[-2]
+        assert isinstance(last, nn.Linear)
+        reach = last.weight.abs().sum(1)
+        return torch.tanh(last.bias - reach), torch.tanh(last.bias + reach)
+
     def forward(self, pupil_center: Tensor) -> Tensor:
         if hasattr(self, "mlp"):
             shift: Tensor = self.mlp(pupil_center)
@@ -184,7 +209,7 @@ class Twin(nn.Module):
         self.elu_offset = elu_offset
 
     def forward(self, images: Tensor, behavior: Tensor | None = None, pupil_center: Tensor | None = None) -> Tensor:
-        maps = self.core(with_behavior(images, behavior))
+        maps = self.core(images, behavior)
         shift = None if self.shifter is None else self.shifter(pupil_center)
         return F.elu(self.readout(maps, shift) + self.elu_offset) + 1
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .family import Core, DepthSeparable, PointReadout, Shifter, Twin, with_behavior
+from .family import Core, DepthSeparable, Twin
+from .tiles import ShiftedTiledReadout, TiledReadout, tile_width
+from .window import Window, WindowedCore, reached
 
 OPSET = 18
 Inputs = dict[str, Tensor]
@@ -25,18 +27,36 @@ class ForwardGraph(nn.Module):
     """A twin rewritten for ONNX: the same numbers, BatchNorm folded into the convolutions, no GridSample.
 
     GridSample took three quarters of the naive graph on the CPU, and ONNX Runtime's CUDA kernel covers few cases.
+    The core is computed on the window of its map that the neurons look at, wherever the pupil moves them, if its layers
+    are a chain; the readout is cut into tiles, unless the neurons are too scattered for that to pay.
     """
 
     def __init__(self, twin: Twin, native_size: tuple[int, int]) -> None:
         super().__init__()
-        self.core = fold_batch_norm(twin.core)
+        core = fold_batch_norm(twin.core)
         self.elu_offset = twin.elu_offset
         height, width = map_size(twin, native_size)
-        self.readout = GatherReadout(twin.readout, twin.shifter, height, width)
+        positions = twin.readout.positions_in_pixels(height, width)
+        tiles = tile_width(positions)
+        shifter = None if twin.shifter is None else copy.deepcopy(twin.shifter).double()
+        window = Window(0, height - 1, 0, width - 1)
+        self.core: nn.Module = core
+        if core.is_chain:
+            lowest, highest = torch.zeros(2, 2, dtype=torch.float64) if shifter is None else shifter.bounds()
+            half = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+            window = reached(positions, lowest * half, highest * half, (height, width))
+            self.core = WindowedCore(core, native_size, window)
+        shown = (positions, twin.readout.features(), twin.readout.bias)
+        self.readout: nn.Module
+        if tiles is None:
+            self.readout = GatherReadout(*shown, shifter, (height, width), window)
+        elif shifter is None:
+            self.readout = TiledReadout(*shown, window, tiles)
+        else:
+            self.readout = ShiftedTiledReadout(*shown, shifter, (height, width), window, tiles)
 
     def forward(self, images: Tensor, behavior: Tensor | None = None, pupil_center: Tensor | None = None) -> Tensor:
-        maps = self.core(with_behavior(images, behavior))
-        return F.elu(self.readout(maps, pupil_center) + self.elu_offset) + 1
+        return F.elu(self.readout(self.core(images, behavior), pupil_center) + self.elu_offset) + 1
 
 
 class GatherReadout(nn.Module):
@@ -52,16 +72,32 @@ class GatherReadout(nn.Module):
     corners: Tensor
     weights: Tensor
 
-    def __init__(self, readout: PointReadout, shifter: Shifter | None, height: int, width: int) -> None:
+    def __init__(
+        self,
+        positions: Tensor,
+        features: Tensor,
+        bias: Tensor | None,
+        shifter: nn.Module | None,
+        map_size: tuple[int, int],
+        window: Window,
+    ) -> None:
+        """
+        Args:
+            positions: float64 (K, 2), x and y in pixels of the whole map.
+            features: (K, C).
+            bias: (K,).
+            shifter: pupil center (N, 2) to shift (N, 2), float64, in halves of the map's size; None for none.
+            map_size: (height, width) of the whole map.
+            window: what of the map will be given: all that any shift can reach, or the map's border.
+        """
         super().__init__()
-        self._size = (height, width)
-        readout = copy.deepcopy(readout).double()
-        half = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
-        self.register_buffer("half_size", half)
-        self.register_buffer("positions", (readout.positions() + 1) * half)
-        self.register_buffer("features", readout.features().float().contiguous())
-        self.bias = None if readout.bias is None else nn.Parameter(readout.bias.float(), requires_grad=False)
-        self.shifter = None if shifter is None else copy.deepcopy(shifter).double()
+        self._size = window.size
+        half = [(map_size[1] - 1) / 2, (map_size[0] - 1) / 2]
+        self.register_buffer("half_size", torch.tensor(half, dtype=torch.float64))
+        self.register_buffer("positions", positions - torch.tensor([window.left, window.top]))
+        self.register_buffer("features", features.contiguous())
+        self.bias = bias
+        self.shifter = shifter
         if self.shifter is None:
             corners, weights = self._corners(self.positions)
             self.register_buffer("corners", corners)
@@ -84,7 +120,7 @@ class GatherReadout(nn.Module):
         return responses if self.bias is None else responses + self.bias
 
     def _corners(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat pixel indices and float32 weights of the four corners, (4, …, K) each; zero outside the map."""
+        """Flat pixel indices and float32 weights of the four corners, (4, …, K) each; zero outside the window."""
         height, width = self._size
         whole = torch.floor(positions)
         fraction = (positions - whole).float()
@@ -102,8 +138,9 @@ class GatherReadout(nn.Module):
 
 def map_size(twin: Twin, native_size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of the core's map for images of `native_size`."""
+    behaviors = twin.core.input_channels - 1
     with torch.no_grad():
-        maps = twin.core(torch.zeros(1, twin.core.input_channels, *native_size))
+        maps = twin.core(torch.zeros(1, 1, *native_size), torch.zeros(1, behaviors) if behaviors else None)
     return maps.shape[-2], maps.shape[-1]
 
 

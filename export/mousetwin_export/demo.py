@@ -32,7 +32,7 @@ from . import parity
 from .config import ModelConfig
 from .export import BEHAVIOR, PUPIL_CENTER, Contract, Say, Shape, say_on_stderr, write_module
 from .family import PointReadout, Shifter
-from .graph import GatherReadout
+from .gather import GatherReadout
 from .window import Window
 
 MOUSE, MODEL = "demo", "gabor"

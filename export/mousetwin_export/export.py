@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint, build_twin
 from .config import ModelConfig
 from .errors import ExportError
 from .family import Twin
+from .forward import ForwardGraph, map_size
 
 STIMULUS_SIZE = (144, 256)
 BEHAVIOR = ("pupil_dilation", "pupil_dilation_derivative", "running_speed")
@@ -80,7 +81,7 @@ def export_twin(
     say(f"{checkpoint.name}: building {contract.mouse}")
     twin = build_twin(checkpoint, config, contract.mouse)
     _check_size(config, contract.native_size)
-    rewritten = graph.ForwardGraph(twin, contract.native_size)
+    rewritten = ForwardGraph(twin, contract.native_size)
     return write_module(
         twin, rewritten, family_shape(twin, config, contract.native_size), contract, models, tolerance, say
     )
@@ -171,7 +172,7 @@ def family_shape(twin: Twin, config: ModelConfig, native_size: tuple[int, int]) 
     A neuron's centre is the native pixel under its position on the core's map, with the pupil at its mean; its field is
     what the chain of kernels can see from one bilinear sample.
     """
-    height, width = graph.map_size(twin, native_size)
+    height, width = map_size(twin, native_size)
     with torch.no_grad():
         positions = twin.readout.double().positions()
         if twin.shifter is not None:

@@ -15,6 +15,8 @@ import torch
 from mousetwin_export import graph, parity
 from mousetwin_export.config import parse_config
 from mousetwin_export.family import Core, PointReadout, Shifter, Twin
+from mousetwin_export.forward import ForwardGraph
+from mousetwin_export.gather import GatherReadout
 from mousetwin_export.tiles import ShiftedTiledReadout, TiledReadout
 
 SIZE = (20, 30)
@@ -75,9 +77,9 @@ def build(config: dict[str, Any], positions: torch.Tensor, behavior: int = 0) ->
     return twin.requires_grad_(False)
 
 
-def check(twin: Twin, size: tuple[int, int] = SIZE, behavior: int = 0) -> graph.ForwardGraph:
+def check(twin: Twin, size: tuple[int, int] = SIZE, behavior: int = 0) -> ForwardGraph:
     """Export, run and compare; returns the rewritten module, so that a test can say which way it went."""
-    rewritten = graph.ForwardGraph(twin, size)
+    rewritten = ForwardGraph(twin, size)
     shapes: dict[str, tuple[int, ...]] = {"images": (1, *size)}
     shapes |= {"behavior": (behavior,)} if behavior else {}
     shapes |= {"pupil_center": (2,)} if twin.shifter is not None else {}
@@ -105,7 +107,7 @@ def check(twin: Twin, size: tuple[int, int] = SIZE, behavior: int = 0) -> graph.
 def test_wherever_the_neurons_look(place: str, shifter: str) -> None:
     positions, tiled = PLACES[place]
     rewritten = check(build(SHIFTERS[shifter], positions))
-    expected = (ShiftedTiledReadout if SHIFTERS[shifter]["shifter"] else TiledReadout) if tiled else graph.GatherReadout
+    expected = (ShiftedTiledReadout if SHIFTERS[shifter]["shifter"] else TiledReadout) if tiled else GatherReadout
     assert isinstance(rewritten.readout, expected)
 
 
@@ -131,7 +133,7 @@ def test_whatever_the_core_is(core: str, place: str, shifter: str) -> None:
 
 def test_a_window_leaves_most_of_the_work_out() -> None:
     """The point of it all: of a large map, only what one patch of neurons looks at is computed."""
-    rewritten = graph.ForwardGraph(build({"shifter": False}, patch(400)), (144, 256))
+    rewritten = ForwardGraph(build({"shifter": False}, patch(400)), (144, 256))
     seen: list[int] = []
     for module in rewritten.modules():
         if isinstance(module, torch.nn.Conv2d):

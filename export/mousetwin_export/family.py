@@ -148,7 +148,7 @@ class PointReadout(nn.Module):
         return self._features[0, :, 0].T
 
     def forward(self, maps: Tensor, shift: Tensor | None = None) -> Tensor:
-        grid = self.positions().expand(len(maps), -1, 2)
+        grid = self.positions().expand(maps.shape[0], -1, 2)
         if shift is not None:
             grid = grid + shift[:, None]
         samples = F.grid_sample(maps, grid[:, :, None], align_corners=True)[..., 0]

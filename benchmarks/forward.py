@@ -91,7 +91,7 @@ def measure(twin: Twin, eager: nn.Module, mouse: str, threads: list[int], batche
     plain, ours = graph.to_onnx(twin, examples), graph.to_onnx(rewritten, examples)
     work = multiply_adds(rewritten, examples)
     print(f"\n{mouse}: {len(twin.readout.positions())} neurons, {work / 1e6:.1f} M multiply-adds an image")
-    print("threads batch   eager    plain     ours   ours/eager      error    floor  ours/floor")
+    print("threads batch   eager    plain     ours   eager/ours      error    floor  ours/floor")
     for count in threads:
         torch.set_num_threads(count)
         speed = gemm_flops(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,13 +59,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ExportError(f"{path}: {error.strerror}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:
+        # A damaged pickle can fail anywhere in torch's reader, with whatever exception that line raises.
         raise ExportError(f"{path}: not a checkpoint that holds nothing but weights ({type(error).__name__})") from None
     if not isinstance(loaded, dict) or not loaded:
         raise ExportError(f"{path}: holds a {type(loaded).__name__}, expected a state_dict of named tensors")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ExportError(f"{path}: {key!r} is a {type(value).__name__}, expected a state_dict of named tensors")
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise ExportError(f"{path}: {key} is not a dense tensor of real numbers")
     return Checkpoint(path.name, digest, loaded)
 
 

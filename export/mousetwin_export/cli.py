@@ -6,6 +6,7 @@ torch is loaded only when one of them runs, so that the other commands start wit
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,9 @@ def export_command(commands: Any) -> None:
     parser.add_argument("--input-size", type=_size, default=(36, 64), metavar="HxW", help="default: 36x64")
     parser.add_argument("--description", default="")
     parser.add_argument("--licence", default="not stated", help="of the weights")
-    parser.add_argument("--tolerance", type=float, default=2e-5, help="parity, max abs error (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=_tolerance, default=2e-5, help="parity, max abs error (default: %(default)s)"
+    )
     parser.set_defaults(run=_run_export, extra="export")
 
 
@@ -105,6 +108,17 @@ def _run_demo(args: argparse.Namespace) -> int:
 
     print(export_demo(args.out))
     return 0
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # JSON has no infinity: a bundle that said so could not be read back.
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a finite number, at least 0")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

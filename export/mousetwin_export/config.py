@@ -70,10 +70,10 @@ class ModelConfig:
 
     @property
     def hidden_kerns(self) -> tuple[int, ...]:
-        """Kernel size of each layer after the first."""
+        """Kernel size of each layer after the first; a list may be longer than that, as in neuralpredictors."""
         if isinstance(self.hidden_kern, int):
             return (self.hidden_kern,) * (self.layers - 1)
-        return self.hidden_kern
+        return self.hidden_kern[: self.layers - 1]
 
     @property
     def effective_hidden_padding(self) -> int:
@@ -169,6 +169,12 @@ def _check(config: ModelConfig) -> None:
     require(config.input_channels_shifter == 2, "input_channels_shifter", "2: a pupil center and no trial index")
     kernels = config.hidden_kerns
     require(len(kernels) == config.layers - 1 and min(kernels, default=1) >= 1, "hidden_kern", "one per hidden layer")
+    predictor = config.grid_mean_predictor
+    for key, least in (("input_dimensions", 1), ("hidden_layers", 0), ("hidden_features", 1)):
+        if predictor is not None and getattr(predictor, key) < least:
+            raise ExportError(
+                f"model_config.grid_mean_predictor.{key}: {getattr(predictor, key)}, expected at least {least}"
+            )
     if isinstance(config.stack, tuple):
         require(all(-config.layers <= n < config.layers for n in config.stack), "stack", "layers that there are")
     require(bool(config.stacked_layers), "stack", "at least one layer")

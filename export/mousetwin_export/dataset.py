@@ -7,6 +7,7 @@ The competition's layout (sinzlab/sensorium, `notebooks/data`), unpacked or as i
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,7 +64,7 @@ def read_dataset(path: Path, neurons: int) -> DatasetFacts:
                 return None
             try:
                 return archive.read(member)
-            except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
                 raise ExportError(f"{path}: {member}: {error}") from None
 
         return _Reader(path, read).facts(neurons)
@@ -78,6 +79,10 @@ class _Reader:
         statistics = bundle.Statistics(**{variable: self._moments(variable, neurons) for variable in VARIABLES})
         unit_ids = self._array("meta/neurons/unit_ids.npy", (neurons,))
         coordinates = self._array("meta/neurons/cell_motor_coordinates.npy", (neurons, 3))
+        if unit_ids is not None and not (np.isfinite(unit_ids) & (unit_ids == np.round(unit_ids))).all():
+            raise ExportError(f"{self._path}: meta/neurons/unit_ids.npy: expected whole numbers")
+        if coordinates is not None and not np.isfinite(coordinates).all():
+            raise ExportError(f"{self._path}: meta/neurons/cell_motor_coordinates.npy: expected finite numbers")
         if statistics == bundle.Statistics() and unit_ids is None and coordinates is None:
             raise ExportError(f"{self._path}: not a SENSORIUM data set: neither meta/statistics nor meta/neurons in it")
         return DatasetFacts(
@@ -95,6 +100,8 @@ class _Reader:
             if values is None:
                 continue
             values = values.astype(np.float64).reshape(-1)
+            if not values.size:
+                raise ExportError(f"{self._path}: {name}: holds no values")
             if widths[variable] not in (None, values.size):
                 raise ExportError(f"{self._path}: {name}: {values.size} values, expected {widths[variable]}")
             if variable == "responses" and kind == "std":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import tempfile
 import urllib.error
 import urllib.request
@@ -186,6 +187,7 @@ def download(url: str, progress: Callable[[int, int], None]) -> bytes:
         raise ExportError(f"{url}: the server answered {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise ExportError(f"{url}: cannot be reached: {error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{url}: cannot be read: {error}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(f"{url}: cannot be read: {reason}") from None
     return bytes(data)

@@ -62,5 +62,8 @@ def measure(graph: bytes, inputs: Arrays, expected: NDArray[np.float64]) -> floa
 
 
 def worst(measured: dict[str, float], tolerance: float) -> bundle.Parity:
-    """The record for the bundle."""
-    return bundle.Parity(max_abs_error=max(measured.values()), tolerance=tolerance, cases=tuple(measured))
+    """The record for the bundle; NaN where any case was."""
+    # Python's own max loses a NaN that does not come first.
+    return bundle.Parity(
+        max_abs_error=float(np.max(list(measured.values()))), tolerance=tolerance, cases=tuple(measured)
+    )

@@ -119,6 +119,41 @@ def test_damaged_or_absent_datasets_are_refused(tmp_path: Path, capsys: pytest.C
     assert "broken.zip" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("neurons/unit_ids", np.full(NEURONS, np.nan)),
+        ("neurons/unit_ids", np.arange(NEURONS) + 0.5),
+        ("neurons/cell_motor_coordinates", np.full((NEURONS, 3), np.nan)),
+        ("statistics/behavior/all/std", np.zeros(0)),
+    ],
+)
+def test_values_that_say_nothing_are_refused(
+    name: str, values: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "static")
+    np.save(tmp_path / "static" / "meta" / f"{name}.npy", values)
+    command = [*save_checkpoint(tmp_path), "--out", str(tmp_path / "models"), "--dataset", str(tmp_path / "static")]
+    assert main(command) == 1
+    assert f"meta/{name}.npy" in one_line(capsys)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_zip_damaged_inside_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "static")
+    path = tmp_path / "static.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "static/meta/neurons/unit_ids.npy", "meta/neurons/unit_ids.npy")
+        info = archive.infolist()[0]
+    data = bytearray(path.read_bytes())
+    start = info.header_offset + 30 + len(info.filename)
+    data[start : start + 6] = b"\xff" * 6
+    path.write_bytes(data)
+    command = [*save_checkpoint(tmp_path), "--out", str(tmp_path / "models"), "--dataset", str(path)]
+    assert main(command) == 1
+    assert "meta/neurons/unit_ids.npy" in one_line(capsys)
+
+
 def test_statistics_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = save_checkpoint(tmp_path)
     statistics = tmp_path / "statistics.yaml"

@@ -89,6 +89,40 @@ def test_a_network_that_cannot_be_reached(tmp_path: Path, capsys: pytest.Capture
     assert "cannot be reached" in error
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"hello there\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n100\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc",
+    ],
+)
+def test_a_server_that_breaks_off_or_speaks_no_http(
+    answer: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert main(["fetch", "--out", str(tmp_path / "models"), "--base-url", url]) == 1
+        thread.join()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"mousetwin: {url}")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80/a b", "http://127.0.0.1:port", "nonsense"])
+def test_an_address_that_is_none(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "--out", str(tmp_path / "models"), "--base-url", url]) == 1
+    assert capsys.readouterr().err.startswith(f"mousetwin: {url}")
+
+
 def test_a_mouse_that_was_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "--mouse", "1-2-3", "--out", str(tmp_path / "models")]) == 1
     error = capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 import torch
 import yaml
 from mousetwin.cli import main
+from mousetwin_export.checkpoint import read_checkpoint
 from mousetwin_export.config import parse_config
+from mousetwin_export.errors import ExportError
 from mousetwin_export.family import Core, PointReadout, Shifter
 
 MOUSE = "12345-6-7"
@@ -89,6 +93,14 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
         lambda s: {**s, f"readout.{MOUSE}.bias": torch.full((NEURONS,), float("nan"))},
         [f"readout.{MOUSE}.bias", "NaN"],
     ),
+    "complex": (
+        lambda s: {k: v.to(torch.complex64) if k.endswith("_features") else v for k, v in s.items()},
+        ["_features", "real numbers"],
+    ),
+    "sparse": (
+        lambda s: {k: v.to_sparse() if k.endswith("_features") else v for k, v in s.items()},
+        ["_features", "dense"],
+    ),
     "not tensors": (lambda s: {**s, "epoch": 3}, ["epoch", "int"]),
     "not a state_dict": (lambda s: [1, 2], ["list", "state_dict"]),
     "empty": (lambda s: {}, ["state_dict"]),
@@ -116,8 +128,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no predictor": ({"grid_mean_predictor": None}, "_mu"),
     "unknown key": ({"hiden_channels": 4}, "hiden_channels"),
     "wrong type": ({"layers": "four"}, "layers"),
+    "fewer kernels than layers": ({"hidden_kern": []}, "hidden_kern"),
     "not a layer": ({"stack": [5]}, "stack"),
     "attention": ({"attention_conv": True}, "attention_conv"),
+    "predictor narrower than nothing": (
+        {"grid_mean_predictor": {"type": "cortex", "hidden_layers": 1, "hidden_features": -1}},
+        "grid_mean_predictor.hidden_features",
+    ),
     "unknown predictor key": ({"grid_mean_predictor": {"type": "cortex", "depth": 2}}, "grid_mean_predictor.depth"),
 }
 
@@ -162,6 +179,50 @@ def test_an_export_over_tolerance_writes_nothing(
     assert export(weights(), CONFIG, "--tolerance", "0") == 1
     assert "parity" in one_line(capsys)
     assert not (tmp_path / "models").exists()
+
+
+def overflowing() -> dict[str, Any]:
+    """Two channels that cancel: at the parity test's higher contrast, infinity less infinity in float32."""
+    torch.manual_seed(0)
+    return {
+        "core.features.layer0.conv.weight": torch.randn(1, 1, 5, 5).repeat(2, 1, 1, 1) * 2e37,
+        f"readout.{MOUSE}._mu": torch.zeros(1, 3, 1, 2),
+        f"readout.{MOUSE}._features": torch.tensor([1.0, -1.0])[None, :, None, None].repeat(1, 1, 1, 3),
+        f"readout.{MOUSE}.bias": torch.zeros(3),
+    }
+
+
+def test_a_graph_that_answers_nan_writes_nothing(
+    export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where only some of the cases do."""
+    config = {"layers": 1, "input_kern": 5, "hidden_channels": 2, "batch_norm": False, "linear": True, "stack": -1}
+    assert export(overflowing(), config, "--input-size", "8x9") == 1
+    printed = capsys.readouterr().err
+    assert "batch 1: max abs error 0 " in printed
+    assert "nan from the float64 model" in printed.splitlines()[-1]
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("tolerance", ["inf", "nan", "-1", "much"])
+def test_a_tolerance_that_is_none(tolerance: str, export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export(weights(), CONFIG, f"--tolerance={tolerance}")
+    assert "finite number" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_are_refused_whatever_is_broken(tmp_path: Path) -> None:
+    whole = tmp_path / "model.pth"
+    torch.save(weights(), whole)
+    rng = random.Random(0)
+    for _ in range(500):
+        data = bytearray(whole.read_bytes())
+        for _ in range(rng.choice([1, 2, 8])):
+            data[rng.randrange(min(len(data), 6000))] = rng.randrange(256)
+        (tmp_path / "damaged.pth").write_bytes(data)
+        # Some bytes matter to nobody; what must not happen is another exception.
+        with contextlib.suppress(ExportError):
+            read_checkpoint(tmp_path / "damaged.pth")
 
 
 class Trap:

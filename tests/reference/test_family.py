@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one layer": {"layers": 1, "input_kern": 9},
     "five layers, wide kernels": {"layers": 5, "hidden_kern": 7, "input_kern": 13, "hidden_channels": 6},
     "kernels of several sizes": {"layers": 4, "hidden_kern": [7, 3, 5]},
+    "more kernels than layers": {"layers": 2, "hidden_kern": [7, 3, 5]},
     "dilated": {"hidden_dilation": 2},
     "plain convolutions": {"depth_separable": False},
     "plain convolutions with biases, no batch norm": {

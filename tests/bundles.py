@@ -22,7 +22,7 @@ BREAKS_ABOVE = 1000.0
 class TinyTwin:
     """responses = images · W (+ behavior · B) (+ pupil_center · P) + c, all float32.
 
-    fragile: the graph fails at run time where a pixel is above `BREAKS_ABOVE`.
+    has_gradient: whether the bundle holds a graph of it. fragile: the graph fails at run time where a pixel is above `BREAKS_ABOVE`.
     work: matrix products that change nothing and take time.
     """
 
@@ -37,6 +37,7 @@ class TinyTwin:
     statistics: bool = True
     behavior_statistics: bool = True
     unit_ids: tuple[int, ...] | None = None
+    has_gradient: bool = True
     fragile: bool = False
     work: int = 0
     seed: int = 0
@@ -62,6 +63,14 @@ class TinyTwin:
             answer = answer + given @ self.weights("P").astype(np.float64)
         return answer + self.weights("c").astype(np.float64)
 
+    def gradient(self, cotangent: Any) -> dict[str, NDArray[np.float64]]:
+        """The gradient of Σ cotangent · responses in model space, by input."""
+        weights = {"images": "W"}
+        weights |= {"behavior": "B"} if self.behavior else {}
+        weights |= {"pupil_center": "P"} if self.pupil_center else {}
+        back = {name: np.asarray(cotangent, np.float64) @ self.weights(w).T for name, w in weights.items()}
+        return {**back, "images": back["images"].reshape(-1, 1, *self.native)}
+
     def respond_raw(self, images: Any, behavior: Any = None, pupil_center: Any = None) -> NDArray[np.float64]:
         """The right answer to raw inputs: the training loader's steps, its rescaling by scikit-image."""
         stack = np.asarray(images, np.float64)
@@ -73,7 +82,7 @@ class TinyTwin:
         looked = None if pupil_center is None else (np.asarray(pupil_center) - self.pupil_mean) / self.pupil_std
         return self.respond(stack, moved, looked)
 
-    def graph(self) -> bytes:
+    def graph(self, *, gradient: bool = False) -> bytes:
         nodes, constants = [], []
 
         def constant(name: str, values: NDArray[Any]) -> str:
@@ -106,7 +115,19 @@ class TinyTwin:
                 busy = node("Tanh", node("MatMul", busy, "square"))
             total = node("Add", total, node("ReduceMean", busy, keepdims=1, axes=[1]))
         nodes.append(helper.make_node("Identity", [total], ["responses"]))
-        graph = helper.make_graph(nodes, "tiny", inputs, [_value("responses", self.neurons)], constants)
+        outputs = [_value("responses", self.neurons)]
+        if gradient:
+            inputs.append(_value("cotangent", self.neurons))
+            constant("size", np.array([-1, 1, *self.native]))
+            for name, letter in (("images", "W"), ("behavior", "B"), ("pupil_center", "P")):
+                if name == "images" or getattr(self, name):
+                    shape = (1, *self.native) if name == "images" else (len(getattr(self, name)),)
+                    turned = constant(f"{letter}T", np.ascontiguousarray(self.weights(letter).T))
+                    back = node("MatMul", "cotangent", turned)
+                    back = node("Reshape", back, "size") if name == "images" else back
+                    nodes.append(helper.make_node("Identity", [back], [f"d_{name}"]))
+                    outputs.append(_value(f"d_{name}", *shape))
+        graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
         opset = 13
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
         onnx.checker.check_model(model)
@@ -123,10 +144,17 @@ class TinyTwin:
         return {name: values.astype(np.float32) for name, values in found.items()}
 
     def files(self) -> tuple[bundle.Manifest, dict[str, bytes]]:
-        graph = self.graph()
+        graphs = {"forward": self.graph()}
         given = self.inputs(3)
+        vectors = {**given, "responses": self.respond(**given)}
+        if self.has_gradient:
+            graphs["gradient"] = self.graph(gradient=True)
+            vectors["cotangent"] = np.random.default_rng(5).normal(size=(3, self.neurons)).astype(np.float32)
+            vectors["neurons"] = np.arange(3) % self.neurons
+            for kind, cotangent in (("", vectors["cotangent"]), ("each_", np.eye(self.neurons)[vectors["neurons"]])):
+                vectors |= {f"{kind}d_{name}": values for name, values in self.gradient(cotangent).items()}
         stream = io.BytesIO()
-        np.savez(stream, **given, responses=self.respond(**given))
+        np.savez(stream, **vectors)
         replay = stream.getvalue()
         known = self.statistics
         manifest = bundle.Manifest(
@@ -152,20 +180,22 @@ class TinyTwin:
             ),
             output_units="standard deviations",
             graphs={
-                "forward": bundle.Graph(
-                    file="forward.onnx",
+                name: bundle.Graph(
+                    file=f"{name}.onnx",
                     sha256=bundle.sha256(graph),
                     opset=13,
                     inputs=(),
-                    outputs=(),
+                    outputs=tuple(_output(value) for value in onnx.load_from_string(graph).graph.output),
                     parity=bundle.Parity(max_abs_error=1e-6, tolerance=1e-5, cases=("tiny",)),
                 )
+                for name, graph in graphs.items()
             },
+            no_gradient="" if self.has_gradient else "made without one, for a test",
             replay=bundle.Replay(file="replay.npz", sha256=bundle.sha256(replay), tolerance=1e-4),
             source=bundle.Source(description="made for a test", sha256="", licence="MIT"),
             built_with={"numpy": np.__version__},
         )
-        return manifest, {"forward.onnx": graph, "replay.npz": replay}
+        return manifest, {**{f"{name}.onnx": graph for name, graph in graphs.items()}, "replay.npz": replay}
 
     def write(self, models: Path) -> Path:
         manifest, files = self.files()
@@ -174,6 +204,11 @@ class TinyTwin:
 
 def _value(name: str, *shape: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+
+
+def _output(value: onnx.ValueInfoProto) -> bundle.Tensor:
+    sizes = value.type.tensor_type.shape.dim
+    return bundle.Tensor(name=value.name, dtype="float32", shape=tuple(d.dim_param or d.dim_value for d in sizes))
 
 
 def _f(value: float) -> NDArray[np.float32]:
@@ -189,7 +224,7 @@ FULL = TinyTwin("full", unit_ids=UNIT_IDS)
 # Another native size, and a stimulus that is no whole multiple of it.
 IMAGE_ONLY = TinyTwin("image-only", native=(9, 5), stimulus=(21, 13), behavior=(), pupil_center=(), neurons=4, seed=2)
 BARE = TinyTwin("bare", statistics=False, seed=3)
-NO_BEHAVIOR_STATISTICS = TinyTwin("no-behavior-statistics", behavior_statistics=False, seed=8)
+NO_BEHAVIOR_STATISTICS = TinyTwin("no-behavior-statistics", behavior_statistics=False, has_gradient=False, seed=8)
 FRAGILE = TinyTwin("fragile", behavior=(), pupil_center=(), fragile=True, seed=4)
 BUSY = TinyTwin("busy", behavior=(), pupil_center=(), work=40, seed=5)
 TWO_MODELS = (TinyTwin("two-models", "cnn", seed=6), TinyTwin("two-models", "ln", seed=7))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,16 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 from running import Service
 
-HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 413, "INTERNAL": 500}
+HTTP_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 413,
+    "INTERNAL": 500,
+    "UNIMPLEMENTED": 501,
+}
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
 
 
 @dataclass(frozen=True)
 class Answer:
+    """gradient: by input, those that came; empty to a prediction."""
+
     responses: NDArray[np.float32]
     twin: tuple[str, str, str]
     digest: str
     defaults: tuple[str, ...]
+    gradient: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+INPUTS = ("images", "behavior", "pupil_center")
 
 
 class Refused(Exception):
@@ -36,6 +49,8 @@ class Refused(Exception):
 
 class Host(Protocol):
     def predict(self, mouse: str, images: Any, **arguments: Any) -> Answer: ...
+
+    def gradient(self, mouse: str, images: Any, cotangent: Any, **arguments: Any) -> Answer: ...
 
     def about(self, mouse: str, **which: str) -> tuple[dict[str, Any], str]:
         """What the host tells of a twin, as JSON would, and its digest."""
@@ -51,8 +66,22 @@ class ClientHost:
         self.twins = mousetwin.connect(address)
 
     def predict(self, mouse: str, images: Any, *, model: str = "", version: str = "", **arguments: Any) -> Answer:
+        return self._answer(lambda: self.twins.mouse(mouse, model, version or None).predict(images, **arguments))
+
+    def gradient(self, mouse: str, images: Any, cotangent: Any, **arguments: Any) -> Answer:
+        whole: list[mousetwin.Gradient] = []
+
+        def ask() -> mousetwin.Responses:
+            whole.append(self.twins[mouse].gradient(images, cotangent, **arguments))
+            return whole[0].responses
+
+        answer = self._answer(ask)
+        gradient = {name: getattr(whole[0], name) for name in INPUTS}
+        return replace(answer, gradient={name: values for name, values in gradient.items() if values is not None})
+
+    def _answer(self, ask: Callable[[], mousetwin.Responses]) -> Answer:
         try:
-            found = self.twins.mouse(mouse, model, version or None).predict(images, **arguments)
+            found = ask()
         except mousetwin.MousetwinError as error:
             raise Refused(error.code, error.field, str(error), error.request_id) from error
         assert found.twin is not None
@@ -86,18 +115,22 @@ class RestHost:
         self.media_type = media_type
 
     def predict(self, mouse: str, images: Any, **arguments: Any) -> Answer:
+        return self._answer(f"/v1/mice/{mouse}/predict", images=images, **arguments)
+
+    def gradient(self, mouse: str, images: Any, cotangent: Any, **arguments: Any) -> Answer:
+        return self._answer(f"/v1/mice/{mouse}/gradient", images=images, cotangent=cotangent, **arguments)
+
+    def _answer(self, path: str, **arguments: Any) -> Answer:
         words = {name: arguments.pop(name) for name in ("model", "version", "space") if name in arguments}
-        arrays = {"images": images, **{name: value for name, value in arguments.items() if value is not None}}
+        arrays = {name: value for name, value in arguments.items() if value is not None}
         if self.media_type == JSON:
             content = json.dumps({**{name: np.asarray(v).tolist() for name, v in arrays.items()}, **words}).encode()
-            response = self.http.post(
-                f"/v1/mice/{mouse}/predict", content=content, headers={"content-type": self.media_type}
-            )
+            response = self.http.post(path, content=content, headers={"content-type": self.media_type})
         else:
             stream = io.BytesIO()
             np.savez(stream, **{name: np.asarray(value) for name, value in arrays.items()})
             response = self.http.post(
-                f"/v1/mice/{mouse}/predict",
+                path,
                 content=stream.getvalue(),
                 headers={"content-type": self.media_type},
                 params=words,
@@ -112,9 +145,11 @@ class RestHost:
             found = response.json()
             assert tuple(found["twin"].values()) == (*twin, digest)
             assert tuple(found["defaults"]) == defaults
-            return Answer(np.array(found["responses"], np.float32), twin, digest, defaults)
-        with np.load(io.BytesIO(response.content)) as archive:
-            return Answer(archive["responses"], twin, digest, defaults)
+        else:
+            with np.load(io.BytesIO(response.content)) as archive:
+                found = dict(archive)
+        gradient = {name: np.array(found[name], np.float32) for name in INPUTS if found.get(name) is not None}
+        return Answer(np.array(found["responses"], np.float32), twin, digest, defaults, gradient)
 
     def about(self, mouse: str, **which: str) -> tuple[dict[str, Any], str]:
         info = self.http.get(f"/v1/mice/{mouse}", params=which).raise_for_status().json()

@@ -32,6 +32,9 @@ def export_command(commands: Any) -> None:
     parser.add_argument(
         "--tolerance", type=_tolerance, default=2e-5, help="parity, max abs error (default: %(default)s)"
     )
+    parser.add_argument(
+        "--no-gradient", dest="gradient", action="store_false", help="leave gradients out: half the time to export"
+    )
     parser.set_defaults(run=_run_export, extra="export")
 
 
@@ -85,7 +88,7 @@ def _run_export(args: argparse.Namespace) -> int:
                 unit_ids=facts.unit_ids,
                 cell_motor_coordinates=facts.cell_motor_coordinates,
             )
-        folder = export_twin(checkpoint, config, contract, args.out, tolerance=args.tolerance)
+        folder = export_twin(checkpoint, config, contract, args.out, tolerance=args.tolerance, gradient=args.gradient)
         print(folder)
     return 0
 

@@ -16,7 +16,6 @@ pixels to the right and 17.5·tanh(0.06·vertical) pixels down, pupil center in 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +29,13 @@ from torch.nn import functional as F
 
 from . import parity
 from .config import ModelConfig
+from .crop import crop
 from .export import BEHAVIOR, PUPIL_CENTER, Contract, Say, Shape, say_on_stderr, write_module
 from .family import PointReadout, Shifter
-from .gather import GatherReadout
-from .window import Window
+from .layers import Window
+from .shift import PupilShift
+from .tiles import ShiftedTiledReadout, cells_of
+from .variants import Variant
 
 MOUSE, MODEL = "demo", "gabor"
 NATIVE_SIZE = (36, 64)
@@ -159,20 +161,23 @@ class Cells(nn.Module):
 
 
 class DemoGraph(nn.Module):
-    """`DemoCortex` with the gathering readout, for ONNX."""
+    """`DemoCortex` with the readout in tiles, for ONNX."""
 
     def __init__(self, cortex: DemoCortex) -> None:
         super().__init__()
         self.bank = cortex.bank
-        height, width = NATIVE_SIZE
-        positions = cortex.readout.positions_in_pixels(height, width)
-        shifter = copy.deepcopy(cortex.shifter).double()
-        window = Window(0, height - 1, 0, width - 1)
-        self.readout = GatherReadout(positions, cortex.readout.features(), None, shifter, NATIVE_SIZE, window)
+        self.shift = PupilShift(cortex.shifter, NATIVE_SIZE)
+        positions = cortex.readout.positions_in_pixels(*NATIVE_SIZE)
+        self._window = cells_of(positions).grown(Window(0, 2, 0, 2))
+        self.readout = ShiftedTiledReadout(positions, cortex.readout.features(), None, self._window)
         self.cells = cortex.cells
 
     def forward(self, images: Tensor, behavior: Tensor, pupil_center: Tensor) -> Tensor:
-        responses: Tensor = self.cells(self.readout(self.bank(images), pupil_center), behavior)
+        shift = self.shift(pupil_center)
+        whole = torch.floor(shift)
+        x, y = whole.float().unbind(1)
+        maps = crop(self.bank(images), y + self._window.top, x + self._window.left, self._window.size)
+        responses: Tensor = self.cells(self.readout(maps, (shift - whole).float()), behavior)
         return responses
 
 
@@ -218,4 +223,6 @@ def export_demo(models: Path, say: Say = say_on_stderr) -> Path:
         receptive_field_size=(KERNEL, KERNEL),
     )
     cortex = DemoCortex(truth)
-    return write_module(cortex, DemoGraph(cortex), shape, contract, models, parity.TOLERANCE, say)
+    return write_module(
+        cortex, [Variant("", DemoGraph(cortex))], {}, shape, contract, models, parity.TOLERANCE, say=say
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,16 @@ from .checkpoint import Checkpoint, build_twin
 from .config import ModelConfig
 from .errors import ExportError
 from .family import Twin
-from .forward import ForwardGraph, map_size
+from .forward import Forms, map_size
+from .variants import Variant, compile_variants
+from .weights import Shared, share
 
 STIMULUS_SIZE = (144, 256)
 BEHAVIOR = ("pupil_dilation", "pupil_dilation_derivative", "running_speed")
 PUPIL_CENTER = ("horizontal", "vertical")
 OUTPUT_UNITS = "standard deviations of each neuron's response"
 REPLAY_TOLERANCE = 1e-4
+REPLAYED = 4
 
 Say = Callable[[str], None]
 
@@ -70,6 +73,7 @@ def export_twin(
     models: Path,
     *,
     tolerance: float = parity.TOLERANCE,
+    gradient: bool = True,
     say: Say = say_on_stderr,
 ) -> Path:
     """Export one mouse of a checkpoint and return the bundle's folder.
@@ -81,44 +85,37 @@ def export_twin(
     say(f"{checkpoint.name}: building {contract.mouse}")
     twin = build_twin(checkpoint, config, contract.mouse)
     _check_size(config, contract.native_size)
-    rewritten = ForwardGraph(twin, contract.native_size)
-    return write_module(
-        twin, rewritten, family_shape(twin, config, contract.native_size), contract, models, tolerance, say
-    )
+    forms = Forms(twin, contract.native_size)
+    variants = [Variant("", forms.all), Variant("_chosen", forms.chosen, "neurons")]
+    variants += [Variant("_each", forms.each, "batch")] if forms.each is not None else []
+    table = {name: values.numpy() for name, values in forms.table.items()}
+    shape = family_shape(twin, config, contract.native_size)
+    return write_module(twin, variants, table, shape, contract, models, tolerance, gradient=gradient, say=say)
 
 
 def write_module(
     exact: nn.Module,
-    rewritten: nn.Module,
+    variants: Sequence[Variant],
+    table: parity.Arrays,
     shape: Shape,
     contract: Contract,
     models: Path,
     tolerance: float,
+    *,
+    gradient: bool = True,
     say: Say,
 ) -> Path:
-    """Trace `rewritten`, measure it against `exact` run in float64, and write the bundle.
+    """Trace a twin's variants, measure them against `exact` run in float64, and write the bundle.
 
-    Both are called with `images`, and `behavior` and `pupil_center` where `shape` names them, and answer responses
-    (N, K).
+    All are called with `images`, and `behavior` and `pupil_center` where `shape` names them; variants with `rows` also
+    with rows of `table`. They answer responses.
     """
     shapes: dict[str, tuple[int, ...]] = {"images": (1, *contract.native_size)}
     shapes |= {"behavior": (len(shape.behavior),)} if shape.behavior else {}
     shapes |= {"pupil_center": (len(shape.pupil_center),)} if shape.pupil_center else {}
-    say("tracing the forward graph")
-    forward = graph.to_onnx(rewritten, {name: torch.zeros(2, *dims) for name, dims in shapes.items()})
-    measured: dict[str, float] = {}
-    for case, inputs in parity.cases(shapes):
-        measured[case] = parity.measure(forward, inputs, parity.reference(exact, inputs))
-        say(f"  parity, {case}: max abs error {measured[case]:.2g} (tolerance {tolerance:.2g})")
-    record = parity.worst(measured, tolerance)
-    # Written so that a NaN fails too.
-    if not record.max_abs_error <= tolerance:
-        raise ExportError(
-            f"parity: the graph is off by {record.max_abs_error:.2g} from the float64 model, tolerance "
-            f"{tolerance:.2g}; nothing was written"
-        )
-    replay = _replay(exact, shapes)
-    inputs_, outputs = graph.describe(forward)
+    built = compile_variants(exact, variants, table, shapes, shape.neurons, tolerance, gradient=gradient, say=say)
+    shared = share(built.graphs, table if any(variant.rows for variant in variants) else {}, bundle.WEIGHTS)
+    replay = _replay(exact, shapes, with_gradient="gradient" in built.graphs)
     manifest = bundle.Manifest(
         schema=bundle.SCHEMA,
         mouse=contract.mouse,
@@ -141,28 +138,24 @@ def write_module(
         ),
         statistics=_taken(contract.statistics, shape),
         output_units=OUTPUT_UNITS,
-        graphs={
-            "forward": bundle.Graph(
-                file="forward.onnx",
-                sha256=bundle.sha256(forward),
-                opset=graph.OPSET,
-                inputs=inputs_,
-                outputs=outputs,
-                parity=record,
-            )
-        },
+        graphs={name: _describe(name, data, shared, built.parity[name]) for name, data in shared.graphs.items()},
+        weights=bundle.Weights(file=bundle.WEIGHTS, sha256=bundle.sha256(shared.npz)),
         replay=bundle.Replay(file=bundle.REPLAY, sha256=bundle.sha256(replay), tolerance=REPLAY_TOLERANCE),
         source=contract.source,
         built_with={name: version(name) for name in ("mousetwin", "torch", "onnx")},
+        no_gradient=built.no_gradient,
         truth=dict(contract.truth),
     )
+    files = {f"{name}.onnx": data for name, data in shared.graphs.items()}
+    files |= {bundle.WEIGHTS: shared.npz, bundle.REPLAY: replay}
     try:
-        folder = bundle.write(models, manifest, {"forward.onnx": forward, bundle.REPLAY: replay})
+        folder = bundle.write(models, manifest, files)
     except bundle.BundleError as error:
         raise ExportError(str(error)) from None
     except OSError as error:
         raise ExportError(f"{models}: cannot be written: {error.strerror}") from None
-    say(f"{folder}: {shape.neurons} neurons, {(len(forward) + len(replay)) / 1e6:.1f} MB")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    say(f"{folder}: {shape.neurons} neurons, {', '.join(shared.graphs)}, {size / 1e6:.1f} MB")
     return folder
 
 
@@ -192,12 +185,35 @@ def family_shape(twin: Twin, config: ModelConfig, native_size: tuple[int, int]) 
     )
 
 
-def _replay(exact: nn.Module, shapes: dict[str, tuple[int, ...]]) -> bytes:
+def _describe(name: str, data: bytes, shared: Shared, record: bundle.Parity) -> bundle.Graph:
+    inputs, outputs = graph.describe(data)
+    return bundle.Graph(
+        file=f"{name}.onnx",
+        sha256=bundle.sha256(data),
+        opset=graph.OPSET,
+        inputs=inputs,
+        outputs=outputs,
+        parity=record,
+        weights=shared.names[name],
+    )
+
+
+def _replay(exact: nn.Module, shapes: dict[str, tuple[int, ...]], *, with_gradient: bool) -> bytes:
     rng = np.random.default_rng(144256)
-    inputs = {name: rng.normal(size=(4, *dims)).astype(np.float32) for name, dims in shapes.items()}
-    responses = parity.reference(exact, inputs).astype(np.float32)
+    inputs = {name: rng.normal(size=(REPLAYED, *dims)).astype(np.float32) for name, dims in shapes.items()}
+    arrays: parity.Arrays = {**inputs, "responses": parity.reference(exact, inputs).responses}
+    if with_gradient:
+        count = arrays["responses"].shape[1]
+        cotangent = rng.choice([-1.0, 1.0], (REPLAYED, count))
+        neurons = rng.integers(0, count, REPLAYED)
+        for kind, weights in (("", cotangent), ("each_", np.eye(count)[neurons])):
+            gradients = parity.reference(exact, inputs, weights).gradients
+            arrays |= {f"{kind}d_{name}": values for name, values in gradients.items()}
+        arrays |= {"cotangent": cotangent, "neurons": neurons}
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **inputs, responses=responses)
+    np.savez(
+        stream, allow_pickle=False, **{n: v.astype(np.float32) if v.dtype == float else v for n, v in arrays.items()}
+    )
     return stream.getvalue()
 
 

@@ -11,17 +11,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .window import Window
+from .layers import Window
 
-WIDTHS = (64, 32, 16, 8)
+WIDTHS = (64, 32, 16, 8, 4)
 # What a tile costs beside its neurons, in neurons: gathering its pixels.
 _TILE_COST = 16
-# Tiles padded further than this waste more than they save.
-_MOST_PADDING = 3.0
-# Zeros around a window, so that a block of 3×3 pixels can lie beyond the map whole.
-_MARGIN = 3
 
 
 class _Tiles(nn.Module):
@@ -32,15 +27,17 @@ class _Tiles(nn.Module):
         fraction: (T, 2, width), where in the cell each neuron looks, x and y in [0, 1); float32.
         features: (T, C, width), zero where a tile is not full.
         order: (K,), each neuron's place among all tiles' columns.
+        multiply_adds: for one pixel of every tile.
     """
 
     cells: Tensor
     fraction: Tensor
     order: Tensor
 
-    def __init__(self, positions: Tensor, features: Tensor, window: Window, width: int) -> None:
+    def __init__(self, positions: Tensor, features: Tensor, window: Window) -> None:
         super().__init__()
         neurons, channels = features.shape
+        width = tile_width(positions)
         whole = torch.floor(positions)
         cells, cell_of = torch.unique(whole.long(), dim=0, return_inverse=True)
         tiles = [
@@ -60,10 +57,20 @@ class _Tiles(nn.Module):
         self.register_buffer("fraction", fraction.float())
         self.register_buffer("order", order)
         self.features = nn.Parameter(tiled)
+        self.multiply_adds = tiled.numel()
 
-    def products(self, pixels: Tensor) -> Tensor:
-        """Pixels (T, M, C) to what each is to each neuron of its tile (T, M, width)."""
-        return torch.bmm(pixels, self.features)
+    def products(self, maps: Tensor, pixels: Tensor) -> Tensor:
+        """What M pixels of maps (N, C, h, w) are to each neuron of their tile: (T, M, N, width).
+
+        Args:
+            maps: of the window.
+            pixels: the flat indices of each tile's (T·M,).
+        """
+        tiles, channels, width = self.features.shape
+        images, each = maps.shape[0], pixels.numel() // tiles
+        rows = maps.permute(2, 3, 0, 1).flatten(0, 1)[pixels]
+        products = torch.bmm(rows.view(tiles, each * images, channels), self.features)
+        return products.view(tiles, each, images, width)
 
     def in_order(self, tiled: Tensor) -> Tensor:
         """(T, N, width) to (N, K)."""
@@ -71,112 +78,90 @@ class _Tiles(nn.Module):
 
 
 class TiledReadout(nn.Module):
-    """Maps of a window (N, C, h, w) to readout sums (N, K), before the output nonlinearity; for positions that stay."""
+    """Maps of a window (N, C, h, w) to readout sums (N, K), before the output nonlinearity; for positions that stay.
+
+    Attributes:
+        multiply_adds: of one image.
+    """
 
     pixels: Tensor
     weights: Tensor
 
-    def __init__(self, positions: Tensor, features: Tensor, bias: Tensor | None, window: Window, width: int) -> None:
+    def __init__(self, positions: Tensor, features: Tensor, bias: Tensor | None, window: Window) -> None:
         """
         Args:
             positions: float64 (K, 2), x and y in pixels of the whole map.
             features: (K, C).
             bias: (K,).
             window: what of the map will be given: every pixel that the positions are mixed from.
-            width: neurons in a tile.
         """
         super().__init__()
-        self.tiles = _Tiles(positions, features, window, width)
-        height, columns = window.size
+        self.tiles = _Tiles(positions, features, window)
+        self.multiply_adds = 4 * self.tiles.multiply_adds
+        height, width = window.size
         x, y = self.tiles.cells.T
         # A neuron on the last pixel looks at nothing beyond it: its weight there is zero.
-        right, below = (x + 1).clamp(max=columns - 1), (y + 1).clamp(max=height - 1)
-        corners = [y * columns + x, y * columns + right, below * columns + x, below * columns + right]
+        right, below = (x + 1).clamp(max=width - 1), (y + 1).clamp(max=height - 1)
+        corners = [y * width + x, y * width + right, below * width + x, below * width + right]
         self.register_buffer("pixels", torch.stack(corners, 1).reshape(-1))
         fx, fy = self.tiles.fraction.unbind(1)
         mixed = torch.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], 1)
         self.register_buffer("weights", mixed[:, :, None])
         self.bias = bias
 
-    def forward(self, maps: Tensor, pupil_center: Tensor | None = None) -> Tensor:
-        tiles, channels, width = self.tiles.features.shape
-        rows = maps.permute(2, 3, 0, 1).flatten(0, 1)
-        corners = rows[self.pixels].reshape(tiles, -1, channels)
-        products = self.tiles.products(corners).reshape(tiles, 4, -1, width)
+    def forward(self, maps: Tensor) -> Tensor:
+        products = self.tiles.products(maps, self.pixels)
         responses = self.tiles.in_order((products * self.weights).sum(1))
         return responses if self.bias is None else responses + self.bias
 
 
 class ShiftedTiledReadout(nn.Module):
-    """`TiledReadout` for positions that the pupil moves, all alike.
+    """`TiledReadout` for positions that are moved by less than a pixel right and down, all alike.
 
-    The shift is split into whole and fractional pixels, in float64. The whole ones move each tile's cell; a neuron that
-    looks u into its cell then looks u plus the fraction into it, which is mixed from 3×3 pixels with tent weights
-    max(0, 1 - |distance|) along each axis. Zeros around the window stand for all that lies beyond the map.
+    A neuron that looks u into its cell then looks u plus that fraction into it, which is mixed from 3×3 pixels with
+    tent weights max(0, 1 - |distance|) along each axis.
+
+    Attributes:
+        multiply_adds: of one image.
     """
 
-    half_size: Tensor
+    pixels: Tensor
 
-    def __init__(
-        self,
-        positions: Tensor,
-        features: Tensor,
-        bias: Tensor | None,
-        shifter: nn.Module,
-        map_size: tuple[int, int],
-        window: Window,
-        width: int,
-    ) -> None:
+    def __init__(self, positions: Tensor, features: Tensor, bias: Tensor | None, window: Window) -> None:
         """
         Args:
-            positions, features, bias, width: as for `TiledReadout`.
-            shifter: pupil center (N, 2) to shift (N, 2), float64, in halves of the map's size.
-            map_size: (height, width) of the whole map.
-            window: what of the map will be given: all that any shift can reach, or the map's border.
+            positions, features, bias: as for `TiledReadout`.
+            window: what of the map will be given: every cell, and two pixels to its right and below.
         """
         super().__init__()
-        self.tiles = _Tiles(positions, features, window, width)
-        self.shifter = shifter
-        self._size = window.size
-        half = [(map_size[1] - 1) / 2, (map_size[0] - 1) / 2]
-        self.register_buffer("half_size", torch.tensor(half, dtype=torch.float64))
+        self.tiles = _Tiles(positions, features, window)
+        self.multiply_adds = 9 * self.tiles.multiply_adds
+        offset = torch.arange(3)
+        x, y = self.tiles.cells.T[..., None, None]
+        self.register_buffer("pixels", ((y + offset[:, None]) * window.size[1] + x + offset).flatten())
         self.bias = bias
 
-    def forward(self, maps: Tensor, pupil_center: Tensor) -> Tensor:
-        tiles, channels, width = self.tiles.features.shape
-        shift = self.shifter(pupil_center.double()) * self.half_size
-        whole = torch.floor(shift)
-        pixels = self._blocks(maps, whole.long()).reshape(tiles, -1, channels)
-        products = self.tiles.products(pixels).reshape(tiles, -1, 3, 3, width)
-        tents = self._tents((shift - whole).float())
-        responses = self.tiles.in_order(((products * tents[0][:, :, None]).sum(3) * tents[1]).sum(2))
+    def forward(self, maps: Tensor, fraction: Tensor) -> Tensor:
+        products = self.tiles.products(maps, self.pixels).reshape(len(self.tiles.cells), 3, 3, maps.shape[0], -1)
+        along_x, along_y = self._tents(fraction, 0), self._tents(fraction, 1)
+        responses = self.tiles.in_order(((products * along_x[:, None]).sum(2) * along_y).sum(1))
         return responses if self.bias is None else responses + self.bias
 
-    def _blocks(self, maps: Tensor, whole: Tensor) -> Tensor:
-        """The 3×3 pixels at each tile's shifted cell, (T·N·9, C)."""
-        height, columns = self._size
-        padded = F.pad(maps, (_MARGIN,) * 4)
-        rows = padded.permute(0, 2, 3, 1).flatten(0, 2)
-        offset = torch.arange(3)
-        start = self.tiles.cells[:, None] + whole
-        x = start[..., 0].clamp(-_MARGIN, columns)[..., None, None] + offset + _MARGIN
-        y = start[..., 1].clamp(-_MARGIN, height)[..., None, None] + offset[:, None] + _MARGIN
-        image = torch.arange(maps.shape[0])[:, None, None] * (height + 2 * _MARGIN)
-        return rows[((image + y) * (columns + 2 * _MARGIN) + x).flatten()]
-
-    def _tents(self, fraction: Tensor) -> list[Tensor]:
-        """The weights of three pixels along x and along y, (T, N, 3, width) each."""
-        offset = torch.arange(3)[:, None]
-        looked = [self.tiles.fraction[:, axis, None] + fraction[:, axis, None] for axis in (0, 1)]
-        return [torch.relu(1 - torch.abs(at[:, :, None] - offset)) for at in looked]
+    def _tents(self, fraction: Tensor, axis: int) -> Tensor:
+        """The weights of three pixels in a row, (T, 3, N, width)."""
+        looked = self.tiles.fraction[:, axis, None, None] + fraction[:, axis, None]
+        return torch.relu(1 - torch.abs(looked - torch.arange(3)[:, None, None]))
 
 
-def tile_width(positions: Tensor) -> int | None:
-    """The cheapest width of tiles for positions (K, 2) in pixels; None where cells are too many for tiles to pay."""
+def cells_of(positions: Tensor) -> Window:
+    """The window of all cells that positions (K, 2) in pixels look into."""
+    (left, top), (right, bottom) = (torch.floor(edge).int().tolist() for edge in (positions.amin(0), positions.amax(0)))
+    return Window(top, bottom, left, right)
+
+
+def tile_width(positions: Tensor) -> int:
+    """The cheapest width of tiles for positions (K, 2) in pixels."""
     _, counts = torch.unique(torch.floor(positions), dim=0, return_counts=True)
-
-    def tiles(width: int) -> int:
-        return sum(math.ceil(count / width) for count in counts.tolist())
-
-    best = min(WIDTHS, key=lambda width: tiles(width) * (width + _TILE_COST))
-    return best if tiles(best) * best <= _MOST_PADDING * len(positions) else None
+    return min(
+        WIDTHS, key=lambda width: sum(math.ceil(count / width) for count in counts.tolist()) * (width + _TILE_COST)
+    )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 SCHEMA = 1
 MANIFEST = "bundle.json"
 REPLAY = "replay.npz"
+WEIGHTS = "weights.npz"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -85,7 +86,7 @@ class Inputs(_Record, frozen=True):
 
 
 class Tensor(_Record, frozen=True):
-    """One input or output of a graph; the batch dimension is the string "batch"."""
+    """One input or output of a graph; a dimension of any size is its name, as "batch" or "neurons"."""
 
     name: str
     dtype: str
@@ -93,26 +94,48 @@ class Tensor(_Record, frozen=True):
 
 
 class Parity(_Record, frozen=True):
-    """Largest absolute error of the graph against the float64 model, over `cases` (what was run) at export."""
+    """Errors against the float64 model, over `cases` (what was run) at export.
+
+    max_abs_error: of responses. gradient_error: of gradients, norm of the difference over norm of the gradient; None
+    where the graph gives none.
+    """
 
     max_abs_error: float
     tolerance: float
     cases: tuple[str, ...]
+    gradient_error: float | None = None
+    gradient_tolerance: float | None = None
 
 
 class Graph(_Record, frozen=True):
+    """An ONNX model. weights: the arrays of the bundle's `weights` that it names as external data."""
+
     file: str
     sha256: str
     opset: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     parity: Parity
+    weights: tuple[str, ...] = ()
+
+
+class Weights(_Record, frozen=True):
+    """What the graphs share: an npz of their weights, and of what a neuron is.
+
+    `positions`, `features` and `bias` have a row a neuron; graphs that take them as inputs are given those of the
+    neurons asked for.
+    """
+
+    file: str
+    sha256: str
 
 
 class Replay(_Record, frozen=True):
-    """Inputs and the float64 model's outputs, run again whenever the bundle is loaded.
+    """Inputs and the float64 model's outputs, run again whenever a graph is loaded.
 
-    The npz holds `images`, `behavior` and `pupil_center` (those the twin takes) and `responses`.
+    The npz holds `images`, `behavior` and `pupil_center` (those the twin takes) and `responses`. Where the twin has a
+    gradient also `cotangent` and the gradients `d_images` … to it; and `neurons`, one an image, with the gradients
+    `each_d_images` … of that neuron's response. tolerance: of responses, and of a gradient's relative error.
     """
 
     file: str
@@ -127,7 +150,11 @@ class Source(_Record, frozen=True):
 
 
 class Manifest(_Record, frozen=True):
-    """`bundle.json`."""
+    """`bundle.json`.
+
+    graphs: "forward" answers all neurons, "gradient" also the gradient; with "_chosen" for some neurons, with "_each"
+    for one neuron an image. All but "forward" may be missing; no_gradient says why there is no "gradient".
+    """
 
     schema: int
     mouse: str
@@ -143,6 +170,8 @@ class Manifest(_Record, frozen=True):
     replay: Replay
     source: Source
     built_with: dict[str, str]
+    weights: Weights | None = None
+    no_gradient: str = ""
     truth: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
 
 
@@ -153,15 +182,21 @@ class Bundle:
         manifest: what `bundle.json` says.
         digest: sha256 of `bundle.json`, which holds the sha256 of every file: the twin's identity.
         graphs: ONNX bytes by name.
-        replay: arrays by name.
+        weights, replay: arrays by name.
     """
 
     def __init__(
-        self, manifest: Manifest, digest: str, graphs: Mapping[str, bytes], replay: Mapping[str, NDArray[Any]]
+        self,
+        manifest: Manifest,
+        digest: str,
+        graphs: Mapping[str, bytes],
+        weights: Mapping[str, NDArray[Any]],
+        replay: Mapping[str, NDArray[Any]],
     ) -> None:
         self.manifest = manifest
         self.digest = digest
         self.graphs = graphs
+        self.weights = weights
         self.replay = replay
 
 
@@ -189,8 +224,11 @@ def read(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST}: {error}") from error
     _check_manifest(folder, manifest)
     graphs = {name: _read_verified(folder, graph.file, graph.sha256) for name, graph in manifest.graphs.items()}
-    replay_bytes = _read_verified(folder, manifest.replay.file, manifest.replay.sha256)
-    return Bundle(manifest, sha256(raw), graphs, _load_replay(folder, manifest, replay_bytes))
+    replay = _load_arrays(folder, manifest.replay)
+    _check_replay(folder, manifest, replay)
+    weights = {} if manifest.weights is None else _load_arrays(folder, manifest.weights)
+    _check_weights(folder, manifest, weights)
+    return Bundle(manifest, sha256(raw), graphs, weights, replay)
 
 
 def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -245,8 +283,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _check_files(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    described = {graph.file: graph.sha256 for graph in manifest.graphs.values()}
-    described[manifest.replay.file] = manifest.replay.sha256
+    described = {part.file: part.sha256 for part in _parts(manifest)}
     for name in sorted({*described, *files}):
         if name not in files or sha256(files[name]) != described.get(name):
             raise BundleError(f"{folder / name}: is not the file that {MANIFEST} describes")
@@ -264,8 +301,9 @@ def _check_manifest(folder: Path, manifest: Manifest) -> None:
     named = (manifest.mouse, manifest.model, manifest.version)
     require(place == named, f"lies in {'/'.join(place)} but says it is {'/'.join(named)}")
     require("forward" in manifest.graphs, "graphs: there is no 'forward'")
-    for file in (manifest.replay.file, *(graph.file for graph in manifest.graphs.values())):
-        require(_NAME.fullmatch(file) is not None and file != MANIFEST, f"{file!r} is not a plain file name")
+    for part in _parts(manifest):
+        plain = _NAME.fullmatch(part.file) is not None and part.file != MANIFEST
+        require(plain, f"{part.file!r} is not a plain file name")
     _check_lengths(manifest, require)
 
 
@@ -307,15 +345,36 @@ def _read_verified(folder: Path, name: str, expected: str) -> bytes:
     return data
 
 
-def _load_replay(folder: Path, manifest: Manifest, data: bytes) -> dict[str, NDArray[Any]]:
+def _parts(manifest: Manifest) -> list[Graph | Weights | Replay]:
+    """All of a bundle's files but the manifest itself."""
+    return [*manifest.graphs.values(), manifest.replay, *([manifest.weights] if manifest.weights else [])]
+
+
+def _load_arrays(folder: Path, part: Weights | Replay) -> dict[str, NDArray[Any]]:
+    data = _read_verified(folder, part.file, part.sha256)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = dict(archive)
+            return dict(archive)
     except Exception as error:
-        raise BundleError(f"{folder / manifest.replay.file}: {error}") from error
-    expected = {"images", "responses"}
-    expected |= {"behavior"} if manifest.inputs.behavior else set()
-    expected |= {"pupil_center"} if manifest.inputs.pupil_center else set()
+        raise BundleError(f"{folder / part.file}: {error}") from error
+
+
+def _check_replay(folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    inputs = {"images"}
+    inputs |= {"behavior"} if manifest.inputs.behavior else set()
+    inputs |= {"pupil_center"} if manifest.inputs.pupil_center else set()
+    expected = {*inputs, "responses"}
+    if "gradient" in manifest.graphs:
+        expected |= {"cotangent", "neurons", *(f"{kind}d_{name}" for kind in ("", "each_") for name in inputs)}
     if set(arrays) != expected:
         raise BundleError(f"{folder / manifest.replay.file}: holds {sorted(arrays)}, expected {sorted(expected)}")
-    return arrays
+
+
+def _check_weights(folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for graph in manifest.graphs.values():
+        rows = {"positions", "features", "bias"} & {tensor.name for tensor in graph.inputs}
+        if missing := sorted({*graph.weights, *rows} - set(arrays)):
+            where = folder / (manifest.weights.file if manifest.weights else MANIFEST)
+            raise BundleError(f"{where}: there is no {missing[0]!r}, which {graph.file} needs")
+        if any(len(arrays[name]) != manifest.neurons.count for name in rows):
+            raise BundleError(f"{folder / graph.file}: weights are not of {manifest.neurons.count} neurons")

@@ -17,8 +17,8 @@ def command(commands: Any) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one, else the CPU"
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads for one run (default: all cores)")
-    parser.add_argument("--max-batch", type=int, default=64, help="images in one run (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU cores to run on (default: all)")
+    parser.add_argument("--max-batch", type=int, help="images in one run (default: what is fastest)")
     parser.add_argument("--max-queue", type=int, default=8192, help="images that may wait (default: %(default)s)")
     parser.add_argument(
         "--max-request-mb", type=int, default=64, help="size of one request in MiB (default: %(default)s)"
@@ -43,10 +43,10 @@ def _run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    device = choose(args.device)
+    device = choose(args.device, args.threads)
     limits = Limits(request_bytes=args.max_request_mb << 20)
     models = args.models or DEMO_MODELS
-    repository = Repository.load(models, device, limits, args.threads)
+    repository = Repository.load(models, device, limits)
     for line in repository.refused:
         print(f"mousetwin: {line}", file=sys.stderr)
     if not repository.twins:

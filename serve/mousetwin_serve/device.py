@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,29 @@ class DeviceError(MousetwinError):
 
 @dataclass(frozen=True)
 class Device:
-    """kind: "cpu" or "cuda". why: what decided."""
+    """Where to run.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        why: what decided.
+        threads: CPU cores to use; 0 for all.
+    """
 
     kind: str
     why: str
+    threads: int = 0
+
+    @property
+    def runs(self) -> int:
+        """How many runs at once keep the device busy: on the CPU one a core, each on a thread of its own."""
+        if self.kind == "cuda":
+            return 1
+        return self.threads or _cores()
+
+    @property
+    def best_batch(self) -> int:
+        """Images in one run that take least time each: on the CPU no more than whose maps stay in its caches."""
+        return 64 if self.kind == "cuda" else 8
 
     @property
     def providers(self) -> list[Any]:
@@ -29,20 +49,29 @@ class Device:
         return ["CPUExecutionProvider"]
 
 
-def choose(asked: str) -> Device:
+def choose(asked: str, threads: int = 0) -> Device:
     """The device for "auto", "cpu" or "cuda".
+
+    Args:
+        asked: which.
+        threads: CPU cores to use; 0 for all.
 
     Raises:
         DeviceError: "cuda" where there is none that ONNX Runtime can use.
     """
     if asked == "cpu":
-        return Device("cpu", "asked for")
+        return Device("cpu", "asked for", threads)
     trouble = _why_no_cuda()
     if trouble is None:
-        return Device("cuda", "asked for" if asked == "cuda" else "found")
+        return Device("cuda", "asked for" if asked == "cuda" else "found", threads)
     if asked == "cuda":
         raise DeviceError(f"--device cuda: {trouble}", field="device")
-    return Device("cpu", trouble)
+    return Device("cpu", trouble, threads)
+
+
+def _cores() -> int:
+    # Fewer than the machine's in a container that was given a few.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _why_no_cuda() -> str | None:

@@ -3,91 +3,132 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnxruntime as ort
+from mousetwin.errors import Unimplemented
 from numpy.typing import NDArray
 
-from .bundle import Bundle, BundleError
-from .device import Device, DeviceError
+from .batch import Answer, Batch, Float, Work, concatenate, join
+from .bundle import Bundle
+from .device import Device
+from .graphs import Graphs, neuron_rows
 
-Float = NDArray[np.float32]
 # Pixels in one run at the most: 256 images of the usual 36×64, 16 of 144×256.
 _MAX_PIXELS = 256 * 36 * 64
+# More neurons than this are answered faster by computing all of them and leaving the rest out.
+_MOST_CHOSEN = 512
 
 
 class Engine:
-    """The graphs of one bundle, ready to run on one device.
+    """The graphs of one bundle on one device. Safe to use from several threads at once.
+
+    The cheapest graph for what is asked is picked from the question alone, never from its company: an image is answered
+    with the same bits alone and in a batch.
 
     Attributes:
-        replay_error: largest absolute difference from the bundle's own vectors, measured here and now.
-        seconds_per_image: how long one image took, as first measured.
+        graphs: the sessions, and what their replays showed.
+        neurons: how many the twin has.
+        no_gradient: why the twin has no gradient; empty where it has.
         max_batch: images in one run at the most, so that the maps of a twin with large images fit into memory.
+        best_batch: images in one run that take least time each.
+        runs: how many runs at once keep the device busy.
+        seconds: how long an image took, by graph, as first measured.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int = 0) -> None:
-        """Load the graphs and replay the bundle's vectors.
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        """Load the forward graph and replay the bundle's vectors; other graphs follow when they are first asked for.
 
         Args:
             bundle: a verified bundle.
             device: where to run.
-            threads: for one run on the CPU; 0 for all cores.
 
         Raises:
-            BundleError: a graph does not load, or its replay is out of tolerance.
+            BundleError: the graph does not load, or its replay is out of tolerance.
             DeviceError: the device was lost since it was chosen.
         """
         manifest = bundle.manifest
-        self.device = device
+        self._bundle = bundle
+        self.graphs = Graphs(bundle, device)
         self.neurons = manifest.neurons.count
+        self.no_gradient = "" if "gradient" in manifest.graphs else manifest.no_gradient or "its bundle holds none"
         native = manifest.inputs.native_size
         self.max_batch = max(1, _MAX_PIXELS // (native.height * native.width))
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        try:
-            self._forward = ort.InferenceSession(bundle.graphs["forward"], options, providers=device.providers)
-        except Exception as error:  # ONNX Runtime has no base class for what it raises
-            raise BundleError(f"{manifest.graphs['forward'].file}: ONNX Runtime refuses it: {error}") from error
-        if device.kind == "cuda" and self._forward.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceError("the CUDA provider no longer starts: see ONNX Runtime's log", field="device")
-        self.replay_error = self._replay(bundle)
-        self.seconds_per_image = self._time(bundle)
+        self.best_batch = min(device.best_batch, self.max_batch)
+        self.runs = device.runs
+        self.graphs.load("forward")
+        self.seconds = {"forward": self._time(bundle)}
 
-    def forward(self, images: Float, behavior: Float | None = None, pupil_center: Float | None = None) -> Float:
-        """Responses of all neurons, float32 (N, K).
+    def plan(self, batch: Batch) -> Work:
+        """Make a batch ready for the cheapest graph that answers it.
 
-        Args:
-            images: float32 (N, 1, H, W) in model space.
-            behavior: float32 (N, B), and
-            pupil_center: float32 (N, 2): exactly where the twin takes them. Nothing is checked here.
+        Raises:
+            Unimplemented: a gradient is asked for and the twin has none.
         """
-        feeds: dict[str, Any] = {"images": images}
-        if behavior is not None:
-            feeds["behavior"] = behavior
-        if pupil_center is not None:
-            feeds["pupil_center"] = pupil_center
-        responses: Float = self._forward.run(["responses"], feeds)[0]
-        return responses
+        kind = "forward" if batch.cotangent is None else "gradient"
+        if kind == "gradient" and self.no_gradient:
+            raise Unimplemented(f"gradient: this twin has none: {self.no_gradient}", field="cotangent")
+        rows = {"images": batch.images}
+        rows |= {} if batch.behavior is None else {"behavior": batch.behavior}
+        rows |= {} if batch.pupil_center is None else {"pupil_center": batch.pupil_center}
+        rows |= {} if batch.cotangent is None else {"cotangent": batch.cotangent}
+        columns, there = batch.columns, self._bundle.manifest.graphs
+        if columns is not None and columns.shape[-1] == 1 and f"{kind}_each" in there:
+            each = np.broadcast_to(columns.ravel(), len(batch))
+            return Work(f"{kind}_each", {**rows, **neuron_rows(self._bundle, each)}, {}, None, f"{kind}_each")
+        if columns is not None and columns.ndim == 1 and len(columns) <= _MOST_CHOSEN and f"{kind}_chosen" in there:
+            shared = neuron_rows(self._bundle, columns)
+            return Work(f"{kind}_chosen", rows, shared, None, (f"{kind}_chosen", columns.tobytes()))
+        if columns is not None and batch.cotangent is not None:
+            rows["cotangent"] = self._on_all(batch.cotangent, columns)
+        return Work(kind, rows, {}, columns, kind)
 
-    def _replay(self, bundle: Bundle) -> float:
-        manifest, vectors = bundle.manifest, bundle.replay
-        try:
-            found = self.forward(vectors["images"], vectors.get("behavior"), vectors.get("pupil_center"))
-            error = float(np.abs(found - vectors["responses"]).max())
-        except Exception as failure:  # the vectors may not fit the graph in any way at all
-            raise BundleError(f"{manifest.replay.file}: the graph does not run on it: {failure}") from failure
-        # Written so that a NaN fails too.
-        if not error <= manifest.replay.tolerance:
-            raise BundleError(
-                f"{manifest.replay.file}: replayed on {self.device.kind} the responses are off by {error:.2g}, "
-                f"tolerance {manifest.replay.tolerance:.2g}"
-            )
-        return error
+    def run(self, works: Sequence[Work]) -> list[Answer]:
+        """Answer works of one key in one run.
+
+        Raises:
+            BundleError: the graph is needed for the first time and does not load, or its replay is out of tolerance.
+        """
+        outputs = self.graphs.run(works[0].graph, join(works))
+        responses = outputs.pop("responses")
+        answers, row = [], 0
+        for work in works:
+            rows = slice(row, row + len(work))
+            row += len(work)
+            gradient = {name.removeprefix("d_"): values[rows] for name, values in outputs.items()}
+            answers.append(Answer(_picked(responses[rows], work.pick), gradient))
+        return answers
+
+    def answer(self, batch: Batch) -> Answer:
+        """Answer a batch of any size, in as many runs, several at once.
+
+        Raises:
+            Unimplemented: a gradient is asked for and the twin has none.
+            BundleError: a graph is needed for the first time and does not load, or its replay is out of tolerance.
+        """
+        work = self.plan(batch)
+        parts = [work.part(i, i + self.best_batch) for i in range(0, len(work), self.best_batch)]
+        if len(parts) == 1 or self.runs == 1:
+            return concatenate([self.run([part])[0] for part in parts])
+        with ThreadPoolExecutor(self.runs) as pool:
+            return concatenate(list(pool.map(lambda part: self.run([part])[0], parts)))
+
+    def _on_all(self, cotangent: Float, columns: NDArray[np.intp]) -> Float:
+        whole = np.zeros((len(cotangent), self.neurons), np.float32)
+        np.put_along_axis(whole, np.broadcast_to(columns, cotangent.shape), cotangent, 1)
+        return whole
 
     def _time(self, bundle: Bundle) -> float:
-        rows = {name: values[:1] for name, values in bundle.replay.items() if name != "responses"}
+        rows = {
+            name: bundle.replay[name][:1] for name in ("images", "behavior", "pupil_center") if name in bundle.replay
+        }
         start = time.perf_counter()
-        self.forward(**rows)
+        self.graphs.run("forward", rows)
         return time.perf_counter() - start
+
+
+def _picked(responses: Float, pick: NDArray[np.intp] | None) -> Float:
+    if pick is None:
+        return responses
+    return responses[:, pick] if pick.ndim == 1 else np.take_along_axis(responses, pick, 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
-from .batcher import BatchSettings
 from .device import choose
 from .repository import DEMO_MODELS, Repository
 
@@ -35,18 +33,13 @@ class LocalTransport:
     def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo:
         return self._repository.find(ref).info
 
-    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
+    def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
         twin = self._repository.find(query.twin)
         stimulus = twin.stimulus.read(query)
-        size = min(BatchSettings.max_batch, twin.engine.max_batch)
-        parts = []
-        for start in range(0, len(stimulus), size):
-            responses = twin.engine.forward(*stimulus.rows(start, start + size))
-            parts.append(responses if stimulus.columns is None else responses[:, stimulus.columns])
-        return Prediction(np.concatenate(parts), twin.identity, stimulus.defaults)
+        return twin.answer(stimulus, twin.engine.answer(stimulus.batch))
 
-    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
-        return (self.predict(query, timeout) for query in queries)
+    def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+        return (self.ask(query, timeout) for query in queries)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -30,7 +30,7 @@ class Repository:
         self.refused = list(refused)
 
     @classmethod
-    def load(cls, models: Path, device: Device, limits: Limits | None = None, threads: int = 0) -> Repository:
+    def load(cls, models: Path, device: Device, limits: Limits | None = None) -> Repository:
         """Everything in `MODELS/<mouse>/<model>/<version>/`. A bundle that cannot be served is noted in `refused`.
 
         Raises:
@@ -43,7 +43,7 @@ class Repository:
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
             try:
-                twins.append(Twin(bundle.read(folder), device, limits or Limits(), threads))
+                twins.append(Twin(bundle.read(folder), device, limits or Limits()))
             except bundle.BundleError as error:
                 refused.append(f"not served: {_located(error, folder)}")
         return cls(twins, refused)

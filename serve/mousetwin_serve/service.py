@@ -38,8 +38,9 @@ class TwinService:
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
         self.ready = True
-        # One thread: a run has all the cores already, and two at once would only get in each other's way.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        # A run has a thread of its own; more at once than the device takes would only get in each other's way.
+        runs = max((twin.engine.runs for twin in repository.twins.values()), default=1)
+        self._executor = ThreadPoolExecutor(runs, thread_name_prefix="engine")
         self._batchers = {
             twin.identity: Batcher(twin.engine, self._executor, batching, self._recorder(twin))
             for twin in repository.twins.values()
@@ -55,8 +56,8 @@ class TwinService:
         """Raises NotFound or InvalidArgument where `ref` means no single twin."""
         return self.repository.find(ref).info
 
-    async def predict(self, query: PredictQuery, deadline: float | None = None) -> Prediction:
-        """Responses to one batch.
+    async def answer(self, query: PredictQuery, deadline: float | None = None) -> Prediction:
+        """Responses to one batch; to a `GradientQuery` a `GradientAnswer`.
 
         Args:
             query: as the caller sent it; all checks happen here.
@@ -66,12 +67,11 @@ class TwinService:
             MousetwinError: as `Repository.find`, `StimulusReader.read` and `Batcher.submit` say.
         """
         twin = self.repository.find(query.twin)
-        if query.images.nbytes > _LARGE_BYTES:
-            stimulus = await asyncio.to_thread(twin.stimulus.read, query)
-        else:
-            stimulus = twin.stimulus.read(query)
-        responses = await self._batchers[twin.identity].submit(stimulus, deadline)
-        return Prediction(responses, twin.identity, stimulus.defaults)
+        large = query.images.nbytes > _LARGE_BYTES
+        stimulus = await asyncio.to_thread(twin.stimulus.read, query) if large else twin.stimulus.read(query)
+        answer = await self._batchers[twin.identity].submit(stimulus.batch, deadline)
+        large = large and bool(answer.gradient)
+        return await asyncio.to_thread(twin.answer, stimulus, answer) if large else twin.answer(stimulus, answer)
 
     async def drain(self) -> None:
         """Refuse new work, finish what was taken, stop."""

@@ -6,17 +6,18 @@ scalar statistics, then rescaled; behavior divided by its std without subtractin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mousetwin.errors import InvalidArgument, PayloadTooLarge
-from mousetwin.query import PredictQuery, Space
+from mousetwin.query import GradientQuery, PredictQuery, Space
 from numpy.typing import NDArray
 
+from .batch import Batch, Float
 from .bundle import Inputs, Manifest, Moments
 
-Float = NDArray[np.float32]
 _SUPPLY = "export the twin again with --statistics or --dataset"
 
 
@@ -24,7 +25,7 @@ _SUPPLY = "export the twin again with --statistics or --dataset"
 class Limits:
     """How much one request may ask for.
 
-    response_bytes bounds images × neurons × 4; request_bytes bounds the encoded request and what it expands to.
+    response_bytes bounds responses and gradients; request_bytes bounds the encoded request and what it expands to.
     """
 
     request_bytes: int = 64 << 20
@@ -33,26 +34,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Stimulus:
-    """A checked batch in model space.
+    """A query, checked.
 
-    images: float32 (N, 1, H, W). behavior: (N, B) and pupil_center: (N, 2), None where the twin takes none.
-    columns: the neurons asked for, None for all. defaults: inputs that stand at the training set's mean.
+    Attributes:
+        batch: in model space.
+        defaults: inputs that stand at the training set's mean.
+        space: what the query's numbers meant.
+        shape: of the images as they were sent.
     """
 
-    images: Float
-    behavior: Float | None
-    pupil_center: Float | None
-    columns: NDArray[np.intp] | None
+    batch: Batch
     defaults: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def rows(self, start: int, stop: int) -> tuple[Float, Float | None, Float | None]:
-        """Images, behavior and pupil center of some of the batch."""
-        behavior = None if self.behavior is None else self.behavior[start:stop]
-        pupil_center = None if self.pupil_center is None else self.pupil_center[start:stop]
-        return self.images[start:stop], behavior, pupil_center
+    space: Space
+    shape: tuple[int, ...]
 
 
 class StimulusReader:
@@ -93,15 +87,41 @@ class StimulusReader:
                 expected.
             PayloadTooLarge: the answer would be over the limit.
         """
-        columns = self._columns(query)
-        space = self._space(query)
         count = self._count(query.images)
-        self._check_answer_size(count, self._neurons if columns is None else len(columns))
+        columns = self._columns(query, count)
+        space = self._space(query)
+        answered = self._neurons if columns is None else columns.shape[-1]
+        with_gradient = isinstance(query, GradientQuery)
+        self._check_answer_size(count, answered, query.images[0].size if with_gradient else 0)
+        cotangent = _cotangent(query.cotangent, count, answered) if isinstance(query, GradientQuery) else None
         images = self._images(query.images, space)
         behavior, default_behavior = self._behavior(query.behavior, space, count)
         pupil_center, default_pupil = self._pupil_center(query.pupil_center, space, count)
         defaults = (*(("behavior",) if default_behavior else ()), *(("pupil_center",) if default_pupil else ()))
-        return Stimulus(images, behavior, pupil_center, columns, defaults)
+        batch = Batch(images, behavior, pupil_center, columns, cotangent)
+        return Stimulus(batch, defaults, space, query.images.shape)
+
+    def pull_back(self, stimulus: Stimulus, gradient: Mapping[str, Float]) -> dict[str, Float]:
+        """Gradients with respect to what was sent, from those with respect to what the network takes.
+
+        Args:
+            stimulus: what was read.
+            gradient: by input, in model space.
+
+        Returns:
+            The same in the units of the query, and the images' in their shape. What is not known in those units, the
+            pupil center's where its statistics are missing, is left out.
+        """
+        if stimulus.space is Space.MODEL:
+            return {**gradient, "images": gradient["images"].reshape(stimulus.shape)}
+        sent: dict[str, Float] = {}
+        for name, values in gradient.items():
+            moments: Moments = getattr(self._statistics, name)
+            if moments.std:
+                std: Float = np.asarray(moments.std, np.float32)
+                sent[name] = values / (std.reshape(-1, 1, 1) if name == "images" else std)
+        sent["images"] = rescale_back(sent["images"], (stimulus.shape[-2], stimulus.shape[-1])).reshape(stimulus.shape)
+        return sent
 
     def _space(self, query: PredictQuery) -> Space:
         if query.space is not None:
@@ -206,17 +226,17 @@ class StimulusReader:
                 field=field,
             )
 
-    def _columns(self, query: PredictQuery) -> NDArray[np.intp] | None:
+    def _columns(self, query: PredictQuery, count: int) -> NDArray[np.intp] | None:
         if query.neurons is not None and query.unit_ids is not None:
             raise InvalidArgument("unit_ids: given together with neurons, expected one of the two", field="unit_ids")
         if query.neurons is not None:
-            neurons = _integers(query.neurons, "neurons")
+            neurons = _integers(query.neurons, "neurons", count)
             wrong = neurons[(neurons < 0) | (neurons >= self._neurons)]
             if wrong.size:
                 raise InvalidArgument(f"neurons: {wrong[0]}, expected 0 to {self._neurons - 1}", field="neurons")
             return neurons.astype(np.intp)
         if query.unit_ids is not None:
-            return self._columns_of_units(_integers(query.unit_ids, "unit_ids"))
+            return self._columns_of_units(_integers(query.unit_ids, "unit_ids", count))
         return None
 
     def _columns_of_units(self, unit_ids: NDArray[Any]) -> NDArray[np.intp]:
@@ -225,20 +245,22 @@ class StimulusReader:
                 "unit_ids: this twin's bundle does not hold them; use neurons, or export it again with --dataset",
                 field="unit_ids",
             )
-        unknown = [unit_id for unit_id in unit_ids.tolist() if unit_id not in self._column_of]
+        unknown = [unit_id for unit_id in unit_ids.ravel().tolist() if unit_id not in self._column_of]
         if unknown:
             raise InvalidArgument(
                 f"unit_ids: {unknown[0]} is not among the twin's {self._neurons} unit ids", field="unit_ids"
             )
-        return np.array([self._column_of[unit_id] for unit_id in unit_ids.tolist()], np.intp)
+        columns = np.array([self._column_of[unit_id] for unit_id in unit_ids.ravel().tolist()], np.intp)
+        return columns.reshape(unit_ids.shape)
 
-    def _check_answer_size(self, count: int, columns: int) -> None:
-        size = count * columns * 4
-        if size > self._limits.response_bytes:
-            most = self._limits.response_bytes // (columns * 4)
+    def _check_answer_size(self, count: int, columns: int, pixels: int) -> None:
+        each = (columns + pixels) * 4
+        if count * each > self._limits.response_bytes:
+            what = f"{columns} neurons" + (f" and gradients of {pixels} pixels" if pixels else "")
             raise PayloadTooLarge(
-                f"images: {count} images × {columns} neurons answer {size} bytes, the limit is "
-                f"{self._limits.response_bytes}: send at most {most} images at once, or choose neurons",
+                f"images: {count} images × {what} answer {count * each} bytes, the limit is "
+                f"{self._limits.response_bytes}: send at most {self._limits.response_bytes // each} images at once, or "
+                "choose neurons",
                 field="images",
             )
 
@@ -252,15 +274,36 @@ def rescale(images: Float, size: tuple[int, int]) -> Float:
     return _resample(_resample(images, size[0], axis=2), size[1], axis=3)
 
 
+def rescale_back(gradient: Float, size: tuple[int, int]) -> Float:
+    """The gradient with respect to images of `size` from that with respect to what `rescale` made of them."""
+    return _resample_back(_resample_back(gradient, size[0], axis=2), size[1], axis=3)
+
+
 def _resample(images: Float, length: int, axis: int) -> Float:
     if images.shape[axis] == length:
         return images
-    factor = images.shape[axis] / length
-    position = (np.arange(length) + 0.5) * factor - 0.5
-    before = np.floor(position).astype(np.intp)
-    weight = (position - before).astype(np.float32).reshape((-1,) + (1,) * (images.ndim - 1 - axis))
-    after = np.minimum(before + 1, images.shape[axis] - 1)
+    before, after, weight = _mixed(images.shape[axis], length)
+    weight = weight.reshape((-1,) + (1,) * (images.ndim - 1 - axis))
     return np.asarray(images.take(before, axis) * (1 - weight) + images.take(after, axis) * weight, np.float32)
+
+
+def _resample_back(gradient: Float, length: int, axis: int) -> Float:
+    if gradient.shape[axis] == length:
+        return gradient
+    before, after, weight = _mixed(length, gradient.shape[axis])
+    matrix = np.zeros((gradient.shape[axis], length), np.float32)
+    row = np.arange(len(matrix))
+    matrix[row, before] = 1 - weight
+    # Where the last pixel is mixed with itself both weights count.
+    matrix[row, after] += weight
+    return np.moveaxis(np.moveaxis(gradient, axis, -1) @ matrix, -1, axis)
+
+
+def _mixed(length: int, shorter: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float]:
+    """Which two of `length` pixels each of `shorter` is mixed from, and the second one's weight."""
+    position = (np.arange(shorter) + 0.5) * (length / shorter) - 0.5
+    before = np.floor(position).astype(np.intp)
+    return before, np.minimum(before + 1, length - 1), (position - before).astype(np.float32)
 
 
 def _normalise(values: Float, moments: Moments, *, subtract_mean: bool) -> Float:
@@ -286,12 +329,27 @@ def _finite(values: NDArray[Any], field: str) -> Float:
     return np.ascontiguousarray(single)
 
 
-def _integers(values: NDArray[Any], field: str) -> NDArray[Any]:
-    if values.ndim != 1 or values.size == 0:
-        raise InvalidArgument(f"{field}: shape {values.shape}, expected a list of at least one", field=field)
+def _cotangent(given: NDArray[Any], count: int, answered: int) -> Float:
+    if given.shape not in ((answered,), (count, answered)):
+        raise InvalidArgument(
+            f"cotangent: shape {given.shape}, expected ({count}, {answered}), or ({answered},) for all images: a "
+            "number a response",
+            field="cotangent",
+        )
+    return _per_image(_finite(given, "cotangent"), count)
+
+
+def _integers(values: NDArray[Any], field: str, count: int) -> NDArray[Any]:
+    """Checked neurons or unit ids, (K,) or (N, 1)."""
+    each = values.ndim == 2
+    if values.size == 0 or not (values.ndim == 1 or values.shape == (count, 1)):
+        raise InvalidArgument(
+            f"{field}: shape {values.shape}, expected a list of at least one, or ({count}, 1) for one an image",
+            field=field,
+        )
     if values.dtype.kind not in "ui":
         raise InvalidArgument(f"{field}: dtype is {values.dtype.name}, expected whole numbers", field=field)
     unique, counts = np.unique(values, return_counts=True)
-    if (counts > 1).any():
+    if (counts > 1).any() and not each:
         raise InvalidArgument(f"{field}: {unique[counts > 1][0]} is repeated, expected each once", field=field)
     return values

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mousetwin.query import GraphReport, Moments, MouseInfo, TwinIdentity, TwinSummary
+from mousetwin.query import (
+    GradientAnswer,
+    GraphReport,
+    Moments,
+    MouseInfo,
+    Prediction,
+    TwinIdentity,
+    TwinSummary,
+)
 from numpy.typing import NDArray
 
+from .batch import Answer
 from .bundle import Bundle, Size
 from .device import Device
 from .engine import Engine
-from .stimulus import Limits, StimulusReader
+from .stimulus import Limits, Stimulus, StimulusReader
 
 
 class Twin:
     """A loaded bundle.
 
     Attributes:
-        identity, summary, info: what clients are told.
+        identity, summary: what clients are told.
         stimulus: turns queries into what the engine takes.
         engine: runs them.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, limits: Limits, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, device: Device, limits: Limits) -> None:
         manifest = bundle.manifest
         self.identity = TwinIdentity(manifest.mouse, manifest.model, manifest.version, bundle.digest)
         self.stimulus = StimulusReader(manifest, limits)
-        self.engine = Engine(bundle, device, threads)
+        self.engine = Engine(bundle, device)
         self.summary = self._summary(bundle, device)
-        self.info = self._info(bundle)
+        self._info = self._tell(bundle)
+
+    @property
+    def info(self) -> MouseInfo:
+        """Everything clients are told, the replays of the graphs that were loaded until now among it."""
+        errors = self.engine.graphs.replay_errors
+        graphs = {name: replace(report, replay_error=errors.get(name)) for name, report in self._info.graphs.items()}
+        return replace(self._info, graphs=graphs)
+
+    def answer(self, stimulus: Stimulus, answer: Answer) -> Prediction:
+        """What a caller is told: a `GradientAnswer` where a gradient was asked for."""
+        if stimulus.batch.cotangent is None:
+            return Prediction(answer.responses, self.identity, stimulus.defaults)
+        gradient = self.stimulus.pull_back(stimulus, answer.gradient)
+        return GradientAnswer(answer.responses, self.identity, stimulus.defaults, **gradient)
 
     def _summary(self, bundle: Bundle, device: Device) -> TwinSummary:
         manifest, inputs = bundle.manifest, bundle.manifest.inputs
@@ -46,9 +70,10 @@ class Twin:
             graphs=tuple(manifest.graphs),
             device=device.kind,
             required=self.stimulus.required,
+            no_gradient=self.engine.no_gradient,
         )
 
-    def _info(self, bundle: Bundle) -> MouseInfo:
+    def _tell(self, bundle: Bundle) -> MouseInfo:
         manifest, neurons, statistics = bundle.manifest, bundle.manifest.neurons, bundle.manifest.statistics
         return MouseInfo(
             summary=self.summary,
@@ -67,7 +92,8 @@ class Twin:
                     opset=graph.opset,
                     parity_max_abs_error=graph.parity.max_abs_error,
                     parity_tolerance=graph.parity.tolerance,
-                    replay_max_abs_error=self.engine.replay_error,
+                    parity_gradient_error=graph.parity.gradient_error,
+                    parity_gradient_tolerance=graph.parity.gradient_tolerance,
                 )
                 for name, graph in manifest.graphs.items()
             },

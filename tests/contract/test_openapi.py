@@ -23,7 +23,9 @@ from schemathesis.checks import positive_data_acceptance
 LIMITS = Limits(request_bytes=REQUEST_BYTES, response_bytes=RESPONSE_BYTES)
 IMAGES = hnp.arrays(np.uint8, st.sampled_from([(2, *FULL.native), (1, 1, *FULL.stimulus), (3, *IMAGE_ONLY.native)]))
 schemathesis.openapi.media_type(NPY, IMAGES.map(arrays.write_npy) | st.binary())
-schemathesis.openapi.media_type(NPZ, IMAGES.map(lambda images: arrays.write_npz({"images": images})) | st.binary())
+COTANGENTS = hnp.arrays(np.float32, (FULL.neurons,), elements=st.floats(-9, 9, width=32))
+BODIES = st.fixed_dictionaries({"images": IMAGES}, optional={"cotangent": COTANGENTS})
+schemathesis.openapi.media_type(NPZ, BODIES.map(arrays.write_npz) | st.binary())
 
 
 @schemathesis.serializer(NPY, NPZ)
@@ -45,16 +47,16 @@ def test_the_service_hands_out_this_document(service: Service) -> None:
     assert httpx.get(f"{service.http}/openapi.json").json() == schema.raw_schema
 
 
-@schema.exclude(operation_id="predict").parametrize()
+@schema.exclude(operation_id=["predict", "gradient"]).parametrize()
 @BOUNDED
 def test_what_the_document_promises_is_what_happens(case: schemathesis.Case, service: Service) -> None:
     case.call_and_validate(base_url=service.http)
 
 
 @pytest.mark.parametrize("mouse", ["full", "image-only", None])
-@schema.include(operation_id="predict").parametrize()
+@schema.include(operation_id=["predict", "gradient"]).parametrize()
 @BOUNDED
-def test_what_the_document_promises_of_predict(case: schemathesis.Case, mouse: str | None, service: Service) -> None:
+def test_what_the_document_promises_of_answers(case: schemathesis.Case, mouse: str | None, service: Service) -> None:
     """With a mouse that there is, to get beyond the name; and with any."""
     if mouse is not None:
         case.path_parameters["mouse"] = mouse
@@ -88,6 +90,17 @@ def test_a_mouse_that_there_is_is_told_as_the_document_says(mouse: str, service:
 @pytest.mark.parametrize("accept", [JSON, NPY, NPZ])
 def test_an_answer_is_as_the_document_says(body: Any, accept: str, service: Service) -> None:
     case = schema["/v1/mice/{mouse}/predict"]["POST"].Case(
+        path_parameters={"mouse": "full"}, body=body, media_type=JSON, headers={"Accept": accept}
+    )
+    response = case.call_and_validate(base_url=service.http)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == [accept]
+
+
+@pytest.mark.parametrize("accept", [JSON, NPZ])
+def test_a_gradient_is_as_the_document_says(accept: str, service: Service) -> None:
+    body = {"images": np.zeros((2, *FULL.native), int).tolist(), "cotangent": [1, -1, 0.5], "neurons": [2, 0, 5]}
+    case = schema["/v1/mice/{mouse}/gradient"]["POST"].Case(
         path_parameters={"mouse": "full"}, body=body, media_type=JSON, headers={"Accept": accept}
     )
     response = case.call_and_validate(base_url=service.http)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import pytest
 from bundles import BREAKS_ABOVE, FRAGILE
 from mousetwin.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from mousetwin_serve import bundle
+from mousetwin_serve.batch import Answer, Batch
 from mousetwin_serve.batcher import Batcher, BatchSettings
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
-from mousetwin_serve.stimulus import Stimulus
 from numpy.testing import assert_allclose
-from numpy.typing import NDArray
 
 
 class HeldExecutor(Executor):
@@ -43,7 +43,7 @@ class HeldExecutor(Executor):
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine(bundle.read(FRAGILE.write(tmp_path_factory.mktemp("models"))), choose("cpu"), threads=1)
+    return Engine(bundle.read(FRAGILE.write(tmp_path_factory.mktemp("models"))), choose("cpu", threads=1))
 
 
 class Bench:
@@ -55,7 +55,7 @@ class Bench:
         self.batcher = Batcher(
             engine,
             self.executor,
-            BatchSettings(in_place_seconds=-1, **settings),
+            BatchSettings(in_place_seconds=-1, **{"max_batch": 64, **settings}),
             lambda images, seconds: self.runs.append(images),
         )
         self.finished: list[str] = []
@@ -63,11 +63,15 @@ class Bench:
     def ask(self, count: int, name: str = "", deadline: float | None = None, **kwargs: Any) -> asyncio.Task[Any]:
         """A request that checks its own answer, and notes when it has it."""
 
-        async def request() -> NDArray[np.float32]:
-            wanted = stimulus(count, **kwargs)
+        async def request() -> Answer:
+            wanted = batch(count, **kwargs)
             found = await self.batcher.submit(wanted, deadline)
             right = FRAGILE.respond(wanted.images)
-            assert_allclose(found, right if wanted.columns is None else right[:, wanted.columns], rtol=0, atol=2e-6)
+            right = right if wanted.columns is None else right[:, wanted.columns]
+            assert_allclose(found.responses, right, rtol=0, atol=2e-6)
+            if wanted.cotangent is not None:
+                right = FRAGILE.gradient(wanted.cotangent)["images"]
+                assert_allclose(found.gradient["images"], right, rtol=0, atol=2e-6)
             self.finished.append(name)
             return found
 
@@ -93,11 +97,18 @@ class Bench:
         return not self.executor.held and not self.batcher.queued
 
 
-def stimulus(count: int, seed: int = 0, columns: list[int] | None = None, breaks: bool = False) -> Stimulus:
+def batch(
+    count: int, seed: int = 0, columns: list[int] | None = None, breaks: bool = False, gradient: bool = False
+) -> Batch:
     images = FRAGILE.inputs(count, seed=seed)["images"]
     if breaks:
         images[-1, 0, 0, 0] = BREAKS_ABOVE + 5
-    return Stimulus(images, None, None, None if columns is None else np.array(columns), ())
+    cotangent = np.random.default_rng(seed).normal(size=(count, FRAGILE.neurons)).astype(np.float32)
+    return Batch(
+        images,
+        columns=None if columns is None else np.array(columns),
+        cotangent=cotangent if gradient else None,
+    )
 
 
 async def settle() -> None:
@@ -135,8 +146,9 @@ def test_short_runs_happen_in_the_event_loop(engine: Engine) -> None:
         batcher = Batcher(
             engine, executor, BatchSettings(in_place_seconds=3600), lambda images, seconds: runs.append(images)
         )
-        wanted = stimulus(3)
-        assert_allclose(await batcher.submit(wanted), FRAGILE.respond(wanted.images), rtol=0, atol=2e-6)
+        wanted = batch(3)
+        found = await batcher.submit(wanted)
+        assert_allclose(found.responses, FRAGILE.respond(wanted.images), rtol=0, atol=2e-6)
         assert runs == [3]
         assert not executor.held
 
@@ -322,5 +334,36 @@ def test_draining_waits_for_what_was_taken_and_takes_nothing_new(engine: Engine)
         assert bench.runs == [1, 8, 8, 4]
         # An idle batcher is drained at once.
         await Bench(engine).batcher.drain()
+
+    run(story())
+
+
+def test_as_many_runs_at_once_as_keep_the_device_busy(tmp_path: Path) -> None:
+    async def story() -> None:
+        bench = Bench(Engine(bundle.read(FRAGILE.write(tmp_path)), choose("cpu", threads=3)), max_batch=8)
+        large = bench.ask(40, "large")
+        await until(lambda: len(bench.executor.held) == 3)
+        await settle()
+        assert len(bench.executor.held) == 3
+        # Whichever run is done first, every image gets its own answer.
+        bench.executor.held.rotate(1)
+        await bench.work()
+        await large
+        assert sorted(bench.runs) == [8] * 5
+
+    run(story())
+
+
+def test_only_what_one_graph_answers_shares_a_run(engine: Engine) -> None:
+    async def story() -> None:
+        bench = Bench(engine)
+        tasks = [await bench.busy()]
+        tasks += [
+            bench.ask(n, seed=n, gradient=gradient) for n, gradient in ((1, False), (2, True), (3, False), (4, True))
+        ]
+        await until(lambda: bench.batcher.queued == 10)
+        await bench.work()
+        await asyncio.gather(*tasks)
+        assert bench.runs == [1, 4, 6]
 
     run(story())

@@ -16,6 +16,7 @@ from bundles import BARE, FULL, IMAGE_ONLY, TinyTwin
 from mousetwin.errors import InvalidArgument, NotFound
 from mousetwin.query import TwinRef
 from mousetwin_serve import bundle
+from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
 from mousetwin_serve.repository import DEMO_MODELS, Repository
@@ -41,11 +42,16 @@ def test_what_is_written_is_read_back(twin: TinyTwin, tmp_path: Path) -> None:
     manifest, files = twin.files()
     place = bundle.write(tmp_path, manifest, files)
     assert place == tmp_path / twin.mouse / twin.model / "1"
-    assert sorted(path.name for path in place.iterdir()) == ["bundle.json", "forward.onnx", "replay.npz"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "bundle.json",
+        "forward.onnx",
+        "gradient.onnx",
+        "replay.npz",
+    ]
     read = bundle.read(place)
     assert read.manifest == manifest
     assert read.digest == bundle.sha256((place / "bundle.json").read_bytes())
-    assert read.graphs == {"forward": files["forward.onnx"]}
+    assert read.graphs == {name: files[f"{name}.onnx"] for name in ("forward", "gradient")}
     with np.load(io.BytesIO(files["replay.npz"])) as replay:
         assert set(read.replay) == set(replay)
         assert_array_equal(read.replay["responses"], replay["responses"])
@@ -139,7 +145,7 @@ def with_replay(twin: TinyTwin, **changes: Any) -> tuple[bundle.Manifest, dict[s
     [
         ({"responses": FULL.respond(**FULL.inputs(3)) + 0.01}, "off by 0.01, tolerance 0.0001"),
         ({"responses": np.full((3, 7), np.nan)}, "off by nan"),
-        ({"images": np.zeros((3, 1, 6, 9), np.float32)}, "the graph does not run on it"),
+        ({"images": np.zeros((3, 1, 6, 9), np.float32)}, "the graph forward does not run on it"),
         ({"behavior": None}, "holds"),
         ({"surprise": np.zeros(1)}, "holds"),
     ],
@@ -160,7 +166,8 @@ def test_a_graph_that_does_not_load_is_not_served(tmp_path: Path) -> None:
     manifest, files = FULL.files()
     files["forward.onnx"] = b"not a graph"
     graph = msgspec.structs.replace(manifest.graphs["forward"], sha256=bundle.sha256(b"not a graph"))
-    place = bundle.write(tmp_path, msgspec.structs.replace(manifest, graphs={"forward": graph}), files)
+    graphs = {**manifest.graphs, "forward": graph}
+    place = bundle.write(tmp_path, msgspec.structs.replace(manifest, graphs=graphs), files)
     (refused,) = Repository.load(tmp_path, CPU).refused
     assert "forward.onnx" in refused
     assert str(place) in refused
@@ -223,10 +230,27 @@ def test_what_a_repository_finds(tmp_path: Path) -> None:
 
 
 def test_an_engine_answers_without_a_server(folder: Path) -> None:
-    engine = Engine(bundle.read(folder), CPU, threads=1)
-    given = FULL.inputs(5, seed=3)
-    assert_allclose(engine.forward(**given), FULL.respond(**given), rtol=0, atol=2e-6)
-    assert engine.replay_error <= 1e-5
+    engine = Engine(bundle.read(folder), CPU)
+    given = FULL.inputs(50, seed=3)
+    assert_allclose(engine.answer(Batch(**given)).responses, FULL.respond(**given), rtol=0, atol=2e-6)
+    assert engine.graphs.replay_errors["forward"] <= 1e-5
+    # What is not asked for is not loaded.
+    assert "gradient" not in engine.graphs.replay_errors
+    cotangent = np.random.default_rng(0).normal(size=(50, FULL.neurons)).astype(np.float32)
+    answer = engine.answer(Batch(**given, cotangent=cotangent))
+    for name, expected in FULL.gradient(cotangent).items():
+        assert_allclose(answer.gradient[name], expected, rtol=0, atol=2e-6)
+    assert engine.graphs.replay_errors["gradient"] <= 1e-5
+
+
+def test_a_gradient_that_does_not_replay_answers_nobody_and_predictions_go_on(tmp_path: Path) -> None:
+    manifest, files = with_replay(FULL, d_images=np.ones((3, 1, *FULL.native), np.float32))
+    engine = Engine(bundle.read(bundle.write(tmp_path, manifest, files)), CPU)
+    given = FULL.inputs(2)
+    for _ in range(2):
+        with pytest.raises(bundle.BundleError, match=r"replayed on cpu gradient is off by .*, tolerance 0\.0001"):
+            engine.answer(Batch(**given, cotangent=np.ones((2, FULL.neurons), np.float32)))
+    assert_allclose(engine.answer(Batch(**given)).responses, FULL.respond(**given), rtol=0, atol=2e-6)
 
 
 def test_the_demo_mouse_is_small_honest_and_whole() -> None:

@@ -5,6 +5,7 @@
     twins = mousetwin.connect("127.0.0.1:8001")
     mouse = twins["26872-17-20"]
     responses = mouse.predict(images)          # (N, 144, 256) uint8 -> float32 (N, 7776)
+    responses, d_images = mouse.gradient(images, cotangent=np.ones(7776))
 
 `connect("local:MODELS")` runs the twins in this process instead (needs the serve extra); `mousetwin.aio` is the same
 for asyncio.
@@ -23,13 +24,14 @@ from .errors import (
     Unavailable,
     Unimplemented,
 )
-from .frames import Responses
+from .frames import Gradient, Responses
 from .query import GraphReport, Moments, MouseInfo, Space, TwinIdentity, TwinSummary
 from .twins import Mouse, Twins, connect
 
 __all__ = [
     "Cancelled",
     "DeadlineExceeded",
+    "Gradient",
     "GraphReport",
     "Internal",
     "InvalidArgument",

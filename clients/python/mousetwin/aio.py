@@ -16,15 +16,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 from numpy.typing import ArrayLike
 
 from . import wire
 from .errors import DeadlineExceeded, MousetwinError
-from .frames import Collector, Responses, split
-from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, frame_answer, translate
-from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
-from .twins import Progress, build_query, columns_of
+from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
+from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
+from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .twins import Progress, build_query, columns_of, with_cotangent
 from .v1 import digital_twin_pb2 as pb
 
 
@@ -60,11 +59,14 @@ class Twins:
         response = await self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
         return Mouse(self, wire.mouse_from_proto(response))
 
-    async def predict_query(self, query: PredictQuery, timeout: float | None) -> Prediction:
-        """The answer to one frame."""
+    async def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        """The answer to one frame; a `GradientAnswer` to a `GradientQuery`."""
+        if isinstance(query, GradientQuery):
+            request = wire.gradient_query_to_proto(query)
+            return wire.gradient_from_proto(await self._call(self._stubs.gradient, request, timeout))
         return wire.prediction_from_proto(await self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
 
-    async def predict_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
+    async def ask_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
         """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
         timeout = timeout or self._timeout
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -74,14 +76,14 @@ class Twins:
         async def send() -> None:
             for number, frame in enumerate(frames):
                 await room.acquire()
-                await call.write(pb.SessionRequest(id=number, predict=wire.query_to_proto(frame)))
+                await call.write(wire.frame_to_proto(number, frame))
             await call.done_writing()
 
         sender = asyncio.ensure_future(send())
         try:
             async for response in call:
                 room.release()
-                yield frame_answer(response)
+                yield wire.answer_from_proto(response)
         except grpc.aio.AioRpcError as error:
             # Where the deadline passes while a stream opens or sends, grpc.aio may tell only of an internal error.
             if error.details() == "Internal error from Core" and time.monotonic() >= deadline:
@@ -140,16 +142,36 @@ class Mouse:
     ) -> Responses:
         """Predicted responses, float32 (N, K); arguments and errors as `mousetwin.Mouse.predict`."""
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        return responses_of(await self._ask(query, timeout, progress))
+
+    async def gradient(
+        self,
+        images: ArrayLike,
+        cotangent: ArrayLike,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        space: Space | str | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> Gradient:
+        """Responses and gradients; arguments and errors as `mousetwin.Mouse.gradient`."""
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        return gradient_of(await self._ask(with_cotangent(query, cotangent), timeout, progress))
+
+    async def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))
         if len(frames) == 1:
-            prediction = await self._twins.predict_query(query, timeout)
+            answer = await self._twins.ask(query, timeout)
             if progress is not None:
                 progress(len(query.images), len(query.images))
-            return Responses(np.array(prediction.responses), prediction.twin, prediction.defaults)
+            return answer
         collector = Collector(frames)
         try:
-            async for prediction in self._twins.predict_frames(frames, timeout):
-                collector.add(prediction)
+            async for answer in self._twins.ask_frames(frames, timeout):
+                collector.add(answer)
                 if progress is not None:
                     progress(collector.done, len(query.images))
         except MousetwinError as error:

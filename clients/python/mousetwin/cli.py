@@ -84,10 +84,11 @@ def describe(summary: TwinSummary) -> str:
     twin = summary.twin
     takes = ["images", *(["behavior"] if summary.behavior else []), *(["pupil_center"] if summary.pupil_center else [])]
     height, width = summary.native_size
+    gradient = "  no gradient" if summary.no_gradient else ""
     synthetic = "  SYNTHETIC" if summary.synthetic else ""
     return (
         f"{twin.mouse}  {twin.model} v{twin.version}  {summary.neurons} neurons  {height}x{width}  "
-        f"takes {', '.join(takes)}  on {summary.device}  {twin.digest[:12]}{synthetic}"
+        f"takes {', '.join(takes)}  on {summary.device}  {twin.digest[:12]}{gradient}{synthetic}"
     )
 
 

@@ -1,21 +1,23 @@
-"""Splitting a large batch into frames that stream, and putting the answers together again."""
+"""What a caller gets; splitting a large batch into frames that stream, and putting the answers together again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MousetwinError
-from .query import Prediction, PredictQuery, TwinIdentity
+from .query import GradientAnswer, GradientQuery, Prediction, PredictQuery, TwinIdentity
 
 # A frame is large enough to fill the engine's batches, small enough that either way it stays near the 1-4 MB where
 # gRPC streams best.
 MAX_FRAME_IMAGES = 64
 MAX_FRAME_BYTES = 2 << 20
+# What has a row an image where it has two dimensions.
+_BY_IMAGE = ("behavior", "pupil_center", "neurons", "unit_ids", "cotangent")
 
 
 class Responses(np.ndarray[Any, np.dtype[np.float32]]):
@@ -40,6 +42,40 @@ class Responses(np.ndarray[Any, np.dtype[np.float32]]):
         self.defaults = getattr(parent, "defaults", ())
 
 
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradient of Σ cotangent · responses with respect to what was sent; unpacks as `responses, images`.
+
+    Attributes:
+        responses: float32 (N, K), as `Mouse.predict` answers.
+        images: float32, in the shape and the units of the images that were sent.
+        behavior, pupil_center: float32 (N, B) and (N, 2); None where the twin takes none, or its raw units are not
+            known.
+    """
+
+    responses: Responses
+    images: NDArray[np.float32]
+    behavior: NDArray[np.float32] | None
+    pupil_center: NDArray[np.float32] | None
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return iter((self.responses, self.images))
+
+
+def responses_of(answer: Prediction) -> Responses:
+    """The answer to a `predict` call, as arrays of the caller's own."""
+    return Responses(np.array(answer.responses), answer.twin, answer.defaults)
+
+
+def gradient_of(answer: Prediction) -> Gradient:
+    """The answer to a `gradient` call, as arrays of the caller's own."""
+    assert isinstance(answer, GradientAnswer)
+    behavior, pupil_center = (
+        None if given is None else np.array(given) for given in (answer.behavior, answer.pupil_center)
+    )
+    return Gradient(responses_of(answer), np.array(answer.images), behavior, pupil_center)
+
+
 def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
     """Frames of `query`, whose answers have `neurons` columns; the query itself where it is small enough.
 
@@ -47,9 +83,10 @@ def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
     """
     images = query.images
     count = len(images) if images.ndim else 0
-    per_image = max(images.nbytes // max(count, 1), 4 * neurons, 1)
+    answered = 4 * neurons + (4 * images[0].size if isinstance(query, GradientQuery) and count else 0)
+    per_image = max(images.nbytes // max(count, 1), answered, 1)
     size = max(1, min(MAX_FRAME_IMAGES, MAX_FRAME_BYTES // per_image))
-    rows = {name: array for name in ("behavior", "pupil_center") if (array := getattr(query, name)) is not None}
+    rows = {name: array for name in _BY_IMAGE if (array := getattr(query, name, None)) is not None}
     rows = {name: array for name, array in rows.items() if array.ndim == 2}
     if count <= size or any(len(array) != count for array in rows.values()):
         return [query]
@@ -60,13 +97,13 @@ def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
 
 
 class Collector:
-    """Puts the answers to frames into one array, in order."""
+    """Puts the answers to frames into one, in order."""
 
     def __init__(self, frames: list[PredictQuery]) -> None:
         self._starts: Iterator[int] = iter(np.cumsum([0, *(len(frame.images) for frame in frames)]).tolist())
         self._total = sum(len(frame.images) for frame in frames)
         self._position = next(self._starts)
-        self._values: NDArray[np.float32] | None = None
+        self._arrays: dict[str, NDArray[Any]] = {}
         self._last: Prediction | None = None
 
     @property
@@ -74,19 +111,21 @@ class Collector:
         """Images answered so far."""
         return self._position
 
-    def add(self, prediction: Prediction) -> None:
-        if self._values is None:
-            self._values = np.empty((self._total, prediction.responses.shape[1]), np.float32)
+    def add(self, answer: Prediction) -> None:
         start, self._position = self._position, next(self._starts)
-        self._values[start : self._position] = prediction.responses
-        self._last = prediction
+        for name, values in vars(answer).items():
+            if isinstance(values, np.ndarray):
+                if name not in self._arrays:
+                    self._arrays[name] = np.empty((self._total, *values.shape[1:]), np.float32)
+                self._arrays[name][start : self._position] = values
+        self._last = answer
 
     def locate(self, error: MousetwinError) -> MousetwinError:
         """`error` with a word on which images it is about, since its own indices count from the frame's first."""
         error.args = (f"{error} (in the frame that begins at image {self.done})", *error.args[1:])
         return error
 
-    def result(self) -> Responses:
-        assert self._values is not None
+    def result(self) -> Prediction:
         assert self._last is not None
-        return Responses(self._values, self._last.twin, self._last.defaults)
+        whole: Any = self._arrays
+        return replace(self._last, **whole)

@@ -10,7 +10,7 @@ import grpc
 
 from . import wire
 from .errors import MousetwinError, Unavailable, from_code
-from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 from .v1 import digital_twin_pb2 as pb
 
 # Frames on their way at once: enough that the engine never waits for the wire, few enough to bound memory.
@@ -29,6 +29,7 @@ class Stubs:
         self.list_mice = unary("ListMice", pb.ListMiceRequest, pb.ListMiceResponse)
         self.get_mouse = unary("GetMouse", pb.GetMouseRequest, pb.Mouse)
         self.predict = unary("Predict", pb.PredictRequest, pb.PredictResponse)
+        self.gradient = unary("Gradient", pb.GradientRequest, pb.GradientResponse)
         self.session = channel.stream_stream(
             f"/{wire.SERVICE}/Session", pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
         )
@@ -51,18 +52,6 @@ def translate(error: grpc.RpcError, address: str) -> MousetwinError:
     )
 
 
-def frame_answer(response: pb.SessionResponse) -> Prediction:
-    """The prediction in a session's answer.
-
-    Raises:
-        MousetwinError: the frame was refused.
-    """
-    if response.WhichOneof("frame") == "error":
-        error = response.error
-        raise from_code(error.code, error.message, field=error.field, request_id=error.request_id)
-    return wire.prediction_from_proto(response.predict)
-
-
 class GrpcTransport:
     """One channel to "host:port". Safe to use from several threads."""
 
@@ -81,23 +70,26 @@ class GrpcTransport:
             self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
         )
 
-    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction:
+    def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        if isinstance(query, GradientQuery):
+            response = self._call(self._stubs.gradient, wire.gradient_query_to_proto(query), timeout)
+            return wire.gradient_from_proto(response)
         return wire.prediction_from_proto(self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
 
-    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+    def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         self._check_open()
         room = threading.Semaphore(WINDOW)
 
         def requests() -> Iterator[pb.SessionRequest]:
             for number, query in enumerate(queries):
                 room.acquire()
-                yield pb.SessionRequest(id=number, predict=wire.query_to_proto(query))
+                yield wire.frame_to_proto(number, query)
 
         call = self._stubs.session(requests(), timeout=timeout)
         try:
             for response in call:
                 room.release()
-                yield frame_answer(response)
+                yield wire.answer_from_proto(response)
         except grpc.RpcError as error:
             raise translate(error, self._address) from None
         finally:

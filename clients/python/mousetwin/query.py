@@ -49,8 +49,8 @@ class PredictQuery:
         images: (N, H, W) or (N, 1, H, W); integers are RAW, floats need `space`.
         behavior: (N, B), or (B,) for all images.
         pupil_center: (N, 2), or (2,) for all images: horizontal, vertical.
-        neurons: 0-based columns (K,).
-        unit_ids: the recording's own ids (K,); not together with `neurons`.
+        neurons: 0-based columns (K,), or (N, 1) for one an image.
+        unit_ids: the recording's own ids, likewise; not together with `neurons`.
     """
 
     twin: TwinRef
@@ -63,6 +63,17 @@ class PredictQuery:
 
 
 @dataclass(frozen=True)
+class GradientQuery(PredictQuery):
+    """The same, and what to differentiate.
+
+    Attributes:
+        cotangent: (N, K), or (K,) for all images: what each response counts for in the sum whose gradient is asked for.
+    """
+
+    cotangent: NDArray[Any] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """responses: float32 (N, K). defaults: inputs that were not sent and stood at the training set's mean."""
 
@@ -72,11 +83,25 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class GradientAnswer(Prediction):
+    """The answer to a `GradientQuery`: gradients of Σ cotangent · responses, float32, in the units that were sent.
+
+    Attributes:
+        images: in the shape that was sent.
+        behavior, pupil_center: (N, B) and (N, 2); None where the twin takes none, or its raw units are not known.
+    """
+
+    images: NDArray[np.float32] = field(kw_only=True)
+    behavior: NDArray[np.float32] | None = field(default=None, kw_only=True)
+    pupil_center: NDArray[np.float32] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
 class TwinSummary:
     """What `mice()` tells of a twin. Sizes are (height, width) in pixels.
 
     takes_raw: whether image statistics are known, so that RAW images are taken. required: inputs that must be sent,
-    having no default.
+    having no default. no_gradient: why the twin has no gradient; empty where it has.
     """
 
     twin: TwinIdentity
@@ -91,6 +116,7 @@ class TwinSummary:
     graphs: tuple[str, ...]
     device: str
     required: tuple[str, ...]
+    no_gradient: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,12 +129,17 @@ class Moments:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """Measured errors of one graph: parity at export against the float64 model, replay at load on this device."""
+    """Measured errors of one graph: parity at export against the float64 model, replay on the serving device.
+
+    Of responses absolute, of a gradient relative to its norm. replay_error: None until the graph is first asked for.
+    """
 
     opset: int
     parity_max_abs_error: float
     parity_tolerance: float
-    replay_max_abs_error: float
+    replay_error: float | None = None
+    parity_gradient_error: float | None = None
+    parity_gradient_tolerance: float | None = None
 
 
 @dataclass(frozen=True)

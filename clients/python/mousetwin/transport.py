@@ -18,9 +18,11 @@ class Transport(Protocol):
 
     def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo: ...
 
-    def predict(self, query: PredictQuery, timeout: float | None) -> Prediction: ...
+    def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
+        """The answer; a `GradientAnswer` to a `GradientQuery`."""
+        ...
 
-    def predict_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
+    def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         """Answers in the order of `queries`, the next ones sent while earlier ones are computed."""
         ...
 

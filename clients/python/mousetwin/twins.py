@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import arrays
 from .errors import InvalidArgument, MousetwinError
-from .frames import Collector, Responses, split
-from .query import MouseInfo, PredictQuery, Space, TwinRef, TwinSummary
+from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
+from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
 from .transport import Transport, open_transport
 
 Progress = Callable[[int, int], None]
@@ -117,7 +116,7 @@ class Mouse:
                 (`space="raw"`); floats must say their space.
             behavior: (N, B), or (B,) for all images, in the channels of `summary.behavior`.
             pupil_center: (N, 2), or (2,) for all images.
-            neurons: 0-based columns to return (K,), in this order.
+            neurons: 0-based columns to return (K,), in this order; or (N, 1), for each image a neuron of its own.
             unit_ids: the recording's own ids instead of `neurons`.
             space: "raw" or "model", for images, behavior and pupil center alike.
             timeout: seconds for the whole batch.
@@ -131,17 +130,52 @@ class Mouse:
             MousetwinError: any other failure; see `mousetwin.errors`.
         """
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        return responses_of(self._ask(query, timeout, progress))
+
+    def gradient(
+        self,
+        images: ArrayLike,
+        cotangent: ArrayLike,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        space: Space | str | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> Gradient:
+        """Responses, and the gradient of Σ cotangent · responses with respect to the images, behavior and pupil center.
+
+            responses, d_images = mouse.gradient(images, cotangent)
+
+        Args:
+            images, behavior, pupil_center, neurons, unit_ids, space, timeout, progress: as for `predict`. With
+                `neurons` of shape (N, 1) each image has a neuron of its own, which is computed on what it sees alone.
+            cotangent: (N, K), or (K,) for all images: what each response counts for.
+
+        Returns:
+            Gradients in the units and shapes that were sent; unpacks as responses and the images' gradient.
+
+        Raises:
+            Unimplemented: the twin has no gradient; `summary.no_gradient` says why.
+            InvalidArgument, MousetwinError: as `predict`.
+        """
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        return gradient_of(self._ask(with_cotangent(query, cotangent), timeout, progress))
+
+    def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))
         timeout = timeout or self._timeout
         if len(frames) == 1:
-            prediction = self._transport.predict(query, timeout)
+            answer = self._transport.ask(query, timeout)
             if progress is not None:
                 progress(len(query.images), len(query.images))
-            return Responses(np.array(prediction.responses), prediction.twin, prediction.defaults)
+            return answer
         collector = Collector(frames)
         try:
-            for prediction in self._transport.predict_frames(frames, timeout):
-                collector.add(prediction)
+            for answer in self._transport.ask_frames(frames, timeout):
+                collector.add(answer)
                 if progress is not None:
                     progress(collector.done, len(query.images))
         except MousetwinError as error:
@@ -174,7 +208,14 @@ def build_query(
 def columns_of(summary: TwinSummary, query: PredictQuery) -> int:
     """How many columns the answer to `query` will have."""
     chosen = query.neurons if query.neurons is not None else query.unit_ids
-    return summary.neurons if chosen is None else chosen.size
+    if chosen is None:
+        return summary.neurons
+    return chosen.shape[-1] if chosen.ndim else 1
+
+
+def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:
+    """The query of a `gradient` call."""
+    return GradientQuery(**vars(query), cotangent=arrays.from_nested(cotangent, "cotangent"))
 
 
 def _optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:

@@ -7,8 +7,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import arrays
-from .errors import InvalidArgument
+from .errors import InvalidArgument, from_code
 from .query import (
+    GradientAnswer,
+    GradientQuery,
     GraphReport,
     Moments,
     MouseInfo,
@@ -24,6 +26,7 @@ from .v1 import digital_twin_pb2 as pb
 SERVICE = "mousetwin.v1.DigitalTwin"
 _SPACES = {None: pb.SPACE_UNSPECIFIED, Space.RAW: pb.SPACE_RAW, Space.MODEL: pb.SPACE_MODEL}
 _SPACES_BY_VALUE: dict[int, Space | None] = {value: space for space, value in _SPACES.items()}
+_MEASURED = ("replay_error", "parity_gradient_error", "parity_gradient_tolerance")
 _STATISTICS = ("images", "behavior", "pupil_center", "responses")
 
 
@@ -73,6 +76,74 @@ def prediction_from_proto(message: pb.PredictResponse) -> Prediction:
     return Prediction(responses, _identity_from_proto(message.twin), tuple(message.defaults))
 
 
+def gradient_query_to_proto(query: GradientQuery) -> pb.GradientRequest:
+    return pb.GradientRequest(predict=query_to_proto(query), cotangent=arrays.to_proto(query.cotangent))
+
+
+def gradient_query_from_proto(message: pb.GradientRequest) -> GradientQuery:
+    """The query in a message. Raises as `query_from_proto`."""
+    if not message.HasField("cotangent"):
+        raise InvalidArgument("cotangent: missing", field="cotangent")
+    query = query_from_proto(message.predict)
+    return GradientQuery(**vars(query), cotangent=arrays.from_proto(message.cotangent, "cotangent"))
+
+
+def gradient_to_proto(answer: GradientAnswer) -> pb.GradientResponse:
+    return pb.GradientResponse(
+        predict=prediction_to_proto(answer),
+        images=arrays.to_proto(answer.images),
+        behavior=_optional_to_proto(answer.behavior),
+        pupil_center=_optional_to_proto(answer.pupil_center),
+    )
+
+
+def gradient_from_proto(message: pb.GradientResponse) -> GradientAnswer:
+    return GradientAnswer(
+        **vars(prediction_from_proto(message.predict)),
+        images=arrays.from_proto(message.images, "images"),
+        behavior=_optional_from_proto(message, "behavior"),
+        pupil_center=_optional_from_proto(message, "pupil_center"),
+    )
+
+
+def frame_to_proto(number: int, query: PredictQuery) -> pb.SessionRequest:
+    """A session's frame; a gradient's for a `GradientQuery`."""
+    if isinstance(query, GradientQuery):
+        return pb.SessionRequest(id=number, gradient=gradient_query_to_proto(query))
+    return pb.SessionRequest(id=number, predict=query_to_proto(query))
+
+
+def frame_from_proto(message: pb.SessionRequest) -> PredictQuery:
+    """The query in a session's frame. Raises as `query_from_proto`, and where the frame is empty."""
+    match message.WhichOneof("frame"):
+        case "predict":
+            return query_from_proto(message.predict)
+        case "gradient":
+            return gradient_query_from_proto(message.gradient)
+    raise InvalidArgument("frame: missing, expected predict or gradient", field="frame")
+
+
+def answer_to_proto(number: int, answer: Prediction) -> pb.SessionResponse:
+    if isinstance(answer, GradientAnswer):
+        return pb.SessionResponse(id=number, gradient=gradient_to_proto(answer))
+    return pb.SessionResponse(id=number, predict=prediction_to_proto(answer))
+
+
+def answer_from_proto(message: pb.SessionResponse) -> Prediction:
+    """The answer in a session's frame.
+
+    Raises:
+        MousetwinError: the frame was refused.
+    """
+    match message.WhichOneof("frame"):
+        case "error":
+            error = message.error
+            raise from_code(error.code, error.message, field=error.field, request_id=error.request_id)
+        case "gradient":
+            return gradient_from_proto(message.gradient)
+    return prediction_from_proto(message.predict)
+
+
 def ref_to_proto(ref: TwinRef) -> pb.TwinRef:
     return pb.TwinRef(mouse=ref.mouse, model=ref.model, version=ref.version)
 
@@ -95,6 +166,7 @@ def summary_to_proto(summary: TwinSummary) -> pb.TwinSummary:
         graphs=summary.graphs,
         device=summary.device,
         required=summary.required,
+        no_gradient=summary.no_gradient,
     )
 
 
@@ -112,6 +184,7 @@ def summary_from_proto(message: pb.TwinSummary) -> TwinSummary:
         graphs=tuple(message.graphs),
         device=message.device,
         required=tuple(message.required),
+        no_gradient=message.no_gradient,
     )
 
 
@@ -126,12 +199,7 @@ def mouse_to_proto(info: MouseInfo) -> pb.Mouse:
         statistics=pb.Statistics(**statistics),
         output_units=info.output_units,
         graphs={
-            name: pb.GraphReport(
-                opset=report.opset,
-                parity_max_abs_error=report.parity_max_abs_error,
-                parity_tolerance=report.parity_tolerance,
-                replay_max_abs_error=report.replay_max_abs_error,
-            )
+            name: pb.GraphReport(**{key: value for key, value in vars(report).items() if value is not None})
             for name, report in info.graphs.items()
         },
         source=info.source,
@@ -156,10 +224,10 @@ def mouse_from_proto(message: pb.Mouse) -> MouseInfo:
         output_units=message.output_units,
         graphs={
             name: GraphReport(
-                opset=report.opset,
-                parity_max_abs_error=report.parity_max_abs_error,
-                parity_tolerance=report.parity_tolerance,
-                replay_max_abs_error=report.replay_max_abs_error,
+                report.opset,
+                report.parity_max_abs_error,
+                report.parity_tolerance,
+                *(getattr(report, key) if report.HasField(key) else None for key in _MEASURED),
             )
             for name, report in message.graphs.items()
         },

@@ -9,16 +9,18 @@ import msgspec
 import numpy as np
 from mousetwin import arrays
 from mousetwin.errors import InvalidArgument
-from mousetwin.query import Prediction, PredictQuery, Space, TwinRef
+from mousetwin.query import GradientQuery, Prediction, PredictQuery, Space, TwinRef
 from numpy.typing import NDArray
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
-ARRAYS = ("images", "behavior", "pupil_center", "neurons", "unit_ids")
+ARRAYS = ("images", "behavior", "pupil_center", "neurons", "unit_ids", "cotangent")
 WORDS = ("space", "model", "version")
 
 
-def read_query(mouse: str, media_type: str, body: bytes, parameters: Mapping[str, str], max_bytes: int) -> PredictQuery:
-    """The query in a request's body and query parameters.
+def read_query(
+    mouse: str, media_type: str, body: bytes, parameters: Mapping[str, str], max_bytes: int, *, gradient: bool
+) -> PredictQuery:
+    """The query in a request's body and query parameters; a `GradientQuery` where a gradient is asked for.
 
     Raises:
         InvalidArgument: the body cannot be read, a parameter is malformed, or something is given twice.
@@ -33,9 +35,11 @@ def read_query(mouse: str, media_type: str, body: bytes, parameters: Mapping[str
             found[name] = value if name in WORDS else _integers(value, name)
     if found.get("images") is None:
         raise InvalidArgument("images: missing", field="images")
-    twin = TwinRef(mouse, found.get("model") or "", found.get("version") or "")
-    return PredictQuery(
-        twin,
+    if (found.get("cotangent") is None) == gradient:
+        how = "missing" if gradient else "not taken here: gradients are at …/gradient"
+        raise InvalidArgument(f"cotangent: {how}", field="cotangent")
+    query = PredictQuery(
+        TwinRef(mouse, found.get("model") or "", found.get("version") or ""),
         found["images"],
         found.get("behavior"),
         found.get("pupil_center"),
@@ -43,15 +47,16 @@ def read_query(mouse: str, media_type: str, body: bytes, parameters: Mapping[str
         found.get("neurons"),
         found.get("unit_ids"),
     )
+    return GradientQuery(**vars(query), cotangent=found["cotangent"]) if gradient else query
 
 
-def write_prediction(prediction: Prediction, media_type: str) -> bytes:
-    """The body of an answer: `.npy` of the responses, `.npz` with `responses`, or JSON."""
+def write_answer(answer: Prediction, media_type: str) -> bytes:
+    """The body of an answer: `.npy` of the responses, `.npz` with `responses` and gradients, or JSON."""
     if media_type == NPY:
-        return arrays.write_npy(prediction.responses)
+        return arrays.write_npy(answer.responses)
     if media_type == NPZ:
-        return arrays.write_npz({"responses": prediction.responses})
-    return write_json({"responses": prediction.responses, "twin": prediction.twin, "defaults": prediction.defaults})
+        return arrays.write_npz({name: v for name, v in vars(answer).items() if isinstance(v, np.ndarray)})
+    return write_json(vars(answer))
 
 
 def write_json(value: Any) -> bytes:

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from mousetwin import wire
 from mousetwin.errors import InvalidArgument, Unavailable
+from mousetwin.query import GradientAnswer
 from mousetwin.v1 import digital_twin_pb2 as pb
 
 from ..service import TwinService
@@ -37,6 +38,7 @@ class DigitalTwinServicer:
             "ListMice": grpc.unary_unary_rpc_method_handler(self._unary("ListMice", self._list_mice)),
             "GetMouse": grpc.unary_unary_rpc_method_handler(self._unary("GetMouse", self._get_mouse)),
             "Predict": grpc.unary_unary_rpc_method_handler(self._unary("Predict", self._predict)),
+            "Gradient": grpc.unary_unary_rpc_method_handler(self._unary("Gradient", self._gradient)),
             "Session": grpc.stream_stream_rpc_method_handler(self._session),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
@@ -80,7 +82,13 @@ class DigitalTwinServicer:
 
     async def _predict(self, request: bytes, deadline: float | None) -> Message:
         query = wire.query_from_proto(_parse(pb.PredictRequest, request))
-        return wire.prediction_to_proto(await self._service.predict(query, deadline))
+        return wire.prediction_to_proto(await self._service.answer(query, deadline))
+
+    async def _gradient(self, request: bytes, deadline: float | None) -> Message:
+        query = wire.gradient_query_from_proto(_parse(pb.GradientRequest, request))
+        answer = await self._service.answer(query, deadline)
+        assert isinstance(answer, GradientAnswer)
+        return wire.gradient_to_proto(answer)
 
     async def _session(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Frames are worked on side by side, so that they can share engine runs, and answered in order."""
@@ -111,12 +119,10 @@ class DigitalTwinServicer:
         try:
             message = _parse(pb.SessionRequest, request)
             frame_id = message.id
-            if message.WhichOneof("frame") is None:
-                raise InvalidArgument("frame: missing, expected predict", field="frame")
+            query = wire.frame_from_proto(message)
             if not self._service.ready:
                 raise Unavailable("the service is shutting down")
-            prediction = await self._service.predict(wire.query_from_proto(message.predict), deadline)
-            response = pb.SessionResponse(id=frame_id, predict=wire.prediction_to_proto(prediction))
+            response = wire.answer_to_proto(frame_id, await self._service.answer(query, deadline))
         except Exception as failure:
             error = as_domain_error(failure, request_id)
             code = error.code

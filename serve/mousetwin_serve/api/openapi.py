@@ -16,6 +16,7 @@ _STRINGS: Schema = {"type": "array", "items": {"type": "string"}}
 _NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
 _ROWS: Schema = {"type": "array", "items": _NUMBERS}
 _INTEGERS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+_EACH: Schema = {"type": "array", "items": {**_INTEGERS, "maxItems": 1}, "minItems": 1}
 _PAIR: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
 
 
@@ -44,10 +45,26 @@ _IMAGES: Schema = {
     "items": {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "number"}, _NUMBERS]}}},
 }
 _CONDITION: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, B), or (B) for all images."}
+_COTANGENT: Schema = {
+    "anyOf": [_NUMBERS, _ROWS],
+    "description": "(N, K), or (K) for all images: what each response counts for in the sum to be differentiated.",
+}
 _SPACE: Schema = {
     "type": "string",
     "enum": ["raw", "model"],
     "description": "raw: gray level 0-255, behavior and pupil center as recorded. model: what the network takes.",
+}
+
+_NEURONS: Schema = {"anyOf": [_INTEGERS, _EACH]}
+
+_QUERY: dict[str, Schema] = {
+    "behavior": _maybe(_CONDITION),
+    "pupil_center": _maybe(_CONDITION),
+    "space": _maybe(_SPACE),
+    "neurons": _maybe({**_NEURONS, "description": "0-based columns to return; as rows of one, a neuron an image"}),
+    "unit_ids": _maybe({**_NEURONS, "description": "the recording's own ids instead of neurons"}),
+    "model": _maybe({"type": "string"}),
+    "version": _maybe({"type": ["string", "integer"]}),
 }
 
 _SCHEMAS: dict[str, Schema] = {
@@ -87,6 +104,7 @@ _SCHEMAS: dict[str, Schema] = {
             "graphs": _STRINGS,
             "device": {"type": "string"},
             "required": _STRINGS,
+            "no_gradient": {"type": "string", "description": "why the twin has no gradient; empty where it has"},
         }
     ),
     "Moments": _object({"mean": _NUMBERS, "std": _NUMBERS}),
@@ -95,7 +113,9 @@ _SCHEMAS: dict[str, Schema] = {
             "opset": {"type": "integer"},
             "parity_max_abs_error": {"type": "number"},
             "parity_tolerance": {"type": "number"},
-            "replay_max_abs_error": {"type": "number"},
+            "replay_error": _maybe({"type": "number", "description": "null until the graph is first asked for"}),
+            "parity_gradient_error": _maybe({"type": "number"}),
+            "parity_gradient_tolerance": _maybe({"type": "number"}),
         }
     ),
     "Mouse": _object(
@@ -115,15 +135,17 @@ _SCHEMAS: dict[str, Schema] = {
             "truth": {"type": "object", "additionalProperties": _NUMBERS},
         }
     ),
-    "PredictRequest": _object(
-        {"images": _IMAGES},
-        behavior=_maybe(_CONDITION),
-        pupil_center=_maybe(_CONDITION),
-        space=_maybe(_SPACE),
-        neurons=_maybe({**_INTEGERS, "description": "0-based columns to return"}),
-        unit_ids=_maybe({**_INTEGERS, "description": "the recording's own ids instead of neurons"}),
-        model=_maybe({"type": "string"}),
-        version=_maybe({"type": ["string", "integer"]}),
+    "PredictRequest": _object({"images": _IMAGES}, **_QUERY),
+    "GradientRequest": _object({"images": _IMAGES, "cotangent": _COTANGENT}, **_QUERY),
+    "GradientResponse": _object(
+        {
+            "responses": _ROWS,
+            "twin": _ref("Twin"),
+            "defaults": _STRINGS,
+            "images": {**_IMAGES, "description": "gradient, in the shape and units of the images that were sent"},
+            "behavior": _maybe({**_ROWS, "description": "gradient (N, B)"}),
+            "pupil_center": _maybe({**_ROWS, "description": "gradient (N, 2)"}),
+        }
     ),
     "PredictResponse": _object({"responses": _ROWS, "twin": _ref("Twin"), "defaults": _STRINGS}),
 }
@@ -131,6 +153,10 @@ _SCHEMAS: dict[str, Schema] = {
 
 def _answer(description: str, **content: Schema) -> Schema:
     return {"description": description, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
+
+
+def _body(**content: Schema) -> Schema:
+    return {"required": True, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
 
 
 def _problems(*statuses: int) -> Schema:
@@ -141,6 +167,7 @@ def _problems(*statuses: int) -> Schema:
         413: "The request or its answer is over a size limit.",
         415: "The body is of no known media type.",
         429: "The queue is full.",
+        501: "The twin has no gradient.",
         503: "The service is shutting down.",
         504: "The deadline passed first.",
     }
@@ -152,6 +179,12 @@ def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
     return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
 
 
+_ANSWERED = (
+    "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults tell "
+    "how it came about."
+)
+
+
 def document(limits: Limits) -> Schema:
     """The OpenAPI 3.1 document."""
     mouse = {"name": "mouse", "in": "path", "required": True, "schema": {"type": "string"}, "description": "data_key"}
@@ -161,6 +194,14 @@ def document(limits: Limits) -> Schema:
     ]
     integers = {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}
     seconds = {"type": "number", "exclusiveMinimum": 0}
+    asked = [
+        mouse,
+        *which,
+        _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]}),
+        _query("neurons", "0-based columns to return, separated by commas", integers),
+        _query("unit_ids", "the recording's own ids instead of neurons", integers),
+        _query("timeout", "seconds after which the request is dropped", seconds),
+    ]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -195,30 +236,32 @@ def document(limits: Limits) -> Schema:
                     "operationId": "predict",
                     "summary": "Predicted responses to a batch of images",
                     "description": "Arrays as JSON lists, as one .npy (the images), or as .npz with images, behavior, "
-                    "pupil_center, neurons, unit_ids. The answer is of the type that was sent unless Accept says "
-                    "otherwise. X-Mousetwin-Twin, -Digest and -Defaults tell how it came about.",
-                    "parameters": [
-                        mouse,
-                        *which,
-                        _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]}),
-                        _query("neurons", "0-based columns to return, separated by commas", integers),
-                        _query("unit_ids", "the recording's own ids instead of neurons", integers),
-                        _query("timeout", "seconds after which the request is dropped", seconds),
-                    ],
-                    "requestBody": {
-                        "required": True,
-                        "content": {
-                            JSON: {"schema": _ref("PredictRequest")},
-                            NPY: {"schema": _BINARY},
-                            NPZ: {"schema": _BINARY},
-                        },
-                    },
+                    f"pupil_center, neurons, unit_ids. {_ANSWERED}",
+                    "parameters": asked,
+                    "requestBody": _body(**{JSON: _ref("PredictRequest"), NPY: _BINARY, NPZ: _BINARY}),
                     "responses": {
                         "200": _answer(
                             "Responses (N, K), float32, in units of each neuron's standard deviation.",
                             **{JSON: _ref("PredictResponse"), NPY: _BINARY, NPZ: _BINARY},
                         ),
                         **_problems(400, 404, 406, 413, 415, 429, 503, 504),
+                    },
+                }
+            },
+            "/v1/mice/{mouse}/gradient": {
+                "post": {
+                    "operationId": "gradient",
+                    "summary": "Responses, and the gradient of a weighted sum of them",
+                    "description": "As predict, with cotangent beside the images, as JSON or .npz; the answer holds "
+                    f"responses and the gradients by input. {_ANSWERED}",
+                    "parameters": asked,
+                    "requestBody": _body(**{JSON: _ref("GradientRequest"), NPZ: _BINARY}),
+                    "responses": {
+                        "200": _answer(
+                            "Responses (N, K), and gradients of Σ cotangent · responses in the units that were sent.",
+                            **{JSON: _ref("GradientResponse"), NPZ: _BINARY},
+                        ),
+                        **_problems(400, 404, 406, 413, 415, 429, 501, 503, 504),
                     },
                 }
             },

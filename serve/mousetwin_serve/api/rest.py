@@ -33,6 +33,7 @@ def build_app(service: TwinService) -> Starlette:
             Route("/v1/mice", rest.endpoint("ListMice", rest.list_mice)),
             Route("/v1/mice/{mouse}", rest.endpoint("GetMouse", rest.get_mouse)),
             Route("/v1/mice/{mouse}/predict", rest.endpoint("Predict", rest.predict), methods=["POST"]),
+            Route("/v1/mice/{mouse}/gradient", rest.endpoint("Gradient", rest.gradient), methods=["POST"]),
             Route("/livez", rest.live),
             Route("/readyz", rest.is_ready),
             Route("/metrics", rest.metrics),
@@ -85,43 +86,50 @@ class _Rest:
         return _json(self._service.get_mouse(ref))
 
     async def predict(self, request: Request) -> Response:
+        return await self._answer(request, (bodies.JSON, bodies.NPY, bodies.NPZ), gradient=False)
+
+    async def gradient(self, request: Request) -> Response:
+        # One .npy has no room for images and cotangent.
+        return await self._answer(request, (bodies.JSON, bodies.NPZ), gradient=True)
+
+    async def _answer(self, request: Request, types: tuple[str, ...], *, gradient: bool) -> Response:
         deadline = _deadline(request)
-        sent_as = _sent_as(request)
-        answer_as = _answer_as(request, sent_as)
+        sent_as = _sent_as(request, types)
+        answer_as = _answer_as(request, sent_as, types)
         body = await self._body(request)
-        arguments = (request.path_params["mouse"], sent_as, body, request.query_params)
+
+        def read() -> PredictQuery:
+            limit, mouse = self._service.limits.request_bytes, request.path_params["mouse"]
+            return bodies.read_query(mouse, sent_as, body, request.query_params, limit, gradient=gradient)
+
         # Parsing a large body takes long enough to hold up everyone else in the event loop.
-        limit = self._service.limits.request_bytes
-        if len(body) > _LARGE_BYTES:
-            query = await asyncio.to_thread(bodies.read_query, *arguments, limit)
+        query = await asyncio.to_thread(read) if len(body) > _LARGE_BYTES else read()
+        answer = await self._answer_while_connected(request, query, deadline)
+        if answer.responses.nbytes > _LARGE_BYTES or gradient:
+            content = await asyncio.to_thread(bodies.write_answer, answer, answer_as)
         else:
-            query = bodies.read_query(*arguments, limit)
-        prediction = await self._predict_while_connected(request, query, deadline)
-        if prediction.responses.nbytes > _LARGE_BYTES:
-            content = await asyncio.to_thread(bodies.write_prediction, prediction, answer_as)
-        else:
-            content = bodies.write_prediction(prediction, answer_as)
-        twin = prediction.twin
+            content = bodies.write_answer(answer, answer_as)
+        twin = answer.twin
         headers = {
             "X-Mousetwin-Twin": f"{twin.mouse}/{twin.model}/{twin.version}",
             "X-Mousetwin-Digest": twin.digest,
-            "X-Mousetwin-Defaults": ",".join(prediction.defaults),
+            "X-Mousetwin-Defaults": ",".join(answer.defaults),
         }
         return Response(content, media_type=answer_as, headers=headers)
 
-    async def _predict_while_connected(
+    async def _answer_while_connected(
         self, request: Request, query: PredictQuery, deadline: float | None
     ) -> Prediction:
-        prediction = asyncio.ensure_future(self._service.predict(query, deadline))
+        answer = asyncio.ensure_future(self._service.answer(query, deadline))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({prediction, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if prediction.done():
-                return prediction.result()
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
             raise Cancelled("the caller hung up")
         finally:
             gone.cancel()
-            prediction.cancel()
+            answer.cancel()
 
     async def _body(self, request: Request) -> bytes:
         limit = self._service.limits.request_bytes
@@ -165,16 +173,14 @@ class _Rest:
         return RedirectResponse("/docs")
 
 
-def _sent_as(request: Request) -> str:
+def _sent_as(request: Request, types: tuple[str, ...]) -> str:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in (bodies.JSON, bodies.NPY, bodies.NPZ):
-        raise HTTPException(
-            415, f"content-type: {media_type[:80]!r}, expected {bodies.JSON}, {bodies.NPY} or {bodies.NPZ}"
-        )
+    if media_type not in types:
+        raise HTTPException(415, f"content-type: {media_type[:80]!r}, expected {_any_of(types)}")
     return media_type
 
 
-def _answer_as(request: Request, sent_as: str) -> str:
+def _answer_as(request: Request, sent_as: str, types: tuple[str, ...]) -> str:
     """The best of what the caller accepts; where anything goes, what the caller sent."""
     accepted: dict[str, float] = {}
     for part in request.headers.get("accept", "*/*").split(","):
@@ -185,11 +191,15 @@ def _answer_as(request: Request, sent_as: str) -> str:
         except ValueError:
             accepted[media_range] = 0.0
     wildcard = max(accepted.get("*/*", 0), accepted.get("application/*", 0))
-    offers = sorted((bodies.JSON, bodies.NPY, bodies.NPZ), key=lambda offer: offer != sent_as)
+    offers = sorted(types, key=lambda offer: offer != sent_as)
     best = max(offers, key=lambda offer: accepted.get(offer, wildcard))
     if accepted.get(best, wildcard) <= 0:
-        raise HTTPException(406, f"accept: expected {bodies.JSON}, {bodies.NPY} or {bodies.NPZ}")
+        raise HTTPException(406, f"accept: expected {_any_of(types)}")
     return best
+
+
+def _any_of(types: tuple[str, ...]) -> str:
+    return " or ".join((", ".join(types[:-1]), types[-1]))
 
 
 def _deadline(request: Request) -> float | None:

@@ -83,23 +83,47 @@ class PredictResponse(_message.Message):
     defaults: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, responses: _Optional[_Union[Array, _Mapping]] = ..., twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class GradientRequest(_message.Message):
+    __slots__ = ("predict", "cotangent")
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    COTANGENT_FIELD_NUMBER: _ClassVar[int]
+    predict: PredictRequest
+    cotangent: Array
+    def __init__(self, predict: _Optional[_Union[PredictRequest, _Mapping]] = ..., cotangent: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class GradientResponse(_message.Message):
+    __slots__ = ("predict", "images", "behavior", "pupil_center")
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
+    PUPIL_CENTER_FIELD_NUMBER: _ClassVar[int]
+    predict: PredictResponse
+    images: Array
+    behavior: Array
+    pupil_center: Array
+    def __init__(self, predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
 class SessionRequest(_message.Message):
-    __slots__ = ("id", "predict")
+    __slots__ = ("id", "predict", "gradient")
     ID_FIELD_NUMBER: _ClassVar[int]
     PREDICT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     id: int
     predict: PredictRequest
-    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictRequest, _Mapping]] = ...) -> None: ...
+    gradient: GradientRequest
+    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictRequest, _Mapping]] = ..., gradient: _Optional[_Union[GradientRequest, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("id", "predict", "error")
+    __slots__ = ("id", "predict", "gradient", "error")
     ID_FIELD_NUMBER: _ClassVar[int]
     PREDICT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     id: int
     predict: PredictResponse
+    gradient: GradientResponse
     error: Error
-    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., gradient: _Optional[_Union[GradientResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "field", "request_id")
@@ -124,7 +148,7 @@ class ListMiceResponse(_message.Message):
     def __init__(self, twins: _Optional[_Iterable[_Union[TwinSummary, _Mapping]]] = ...) -> None: ...
 
 class TwinSummary(_message.Message):
-    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device", "required")
+    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device", "required", "no_gradient")
     TWIN_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +161,7 @@ class TwinSummary(_message.Message):
     GRAPHS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    NO_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     twin: TwinIdentity
     description: str
     synthetic: bool
@@ -149,7 +174,8 @@ class TwinSummary(_message.Message):
     graphs: _containers.RepeatedScalarFieldContainer[str]
     device: str
     required: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., required: _Optional[_Iterable[str]] = ...) -> None: ...
+    no_gradient: str
+    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., required: _Optional[_Iterable[str]] = ..., no_gradient: _Optional[str] = ...) -> None: ...
 
 class GetMouseRequest(_message.Message):
     __slots__ = ("twin",)
@@ -229,13 +255,17 @@ class Statistics(_message.Message):
     def __init__(self, images: _Optional[_Union[Moments, _Mapping]] = ..., behavior: _Optional[_Union[Moments, _Mapping]] = ..., pupil_center: _Optional[_Union[Moments, _Mapping]] = ..., responses: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
 
 class GraphReport(_message.Message):
-    __slots__ = ("opset", "parity_max_abs_error", "parity_tolerance", "replay_max_abs_error")
+    __slots__ = ("opset", "parity_max_abs_error", "parity_tolerance", "replay_error", "parity_gradient_error", "parity_gradient_tolerance")
     OPSET_FIELD_NUMBER: _ClassVar[int]
     PARITY_MAX_ABS_ERROR_FIELD_NUMBER: _ClassVar[int]
     PARITY_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
-    REPLAY_MAX_ABS_ERROR_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARITY_GRADIENT_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARITY_GRADIENT_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     opset: int
     parity_max_abs_error: float
     parity_tolerance: float
-    replay_max_abs_error: float
-    def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_max_abs_error: _Optional[float] = ...) -> None: ...
+    replay_error: float
+    parity_gradient_error: float
+    parity_gradient_tolerance: float
+    def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_error: _Optional[float] = ..., parity_gradient_error: _Optional[float] = ..., parity_gradient_tolerance: _Optional[float] = ...) -> None: ...

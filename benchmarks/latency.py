@@ -19,6 +19,7 @@ from pathlib import Path
 import mousetwin
 import numpy as np
 from mousetwin.arrays import write_npy
+from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
 from mousetwin_serve.repository import DEMO_MODELS, Repository
@@ -84,11 +85,24 @@ def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str
     def ask(one: mousetwin.Mouse) -> Callable[[], object]:
         return lambda: one.predict(image, **given, space="model")  # type: ignore[arg-type]
 
-    bare = median_ms(lambda: engine.forward(image, **given), seconds)
+    single = Batch(image, **given)
+    bare = median_ms(lambda: engine.answer(single), seconds)
     rows = [("bare engine, 1 image", bare)]
-    many = {name: np.repeat(values, 64, 0) for name, values in {"images": image, **given}.items()}
-    rows.append(("bare engine, 64 images, each", median_ms(lambda: engine.forward(**many), seconds) / 64))
+    many = Batch(**{name: np.repeat(values, 64, 0) for name, values in {"images": image, **given}.items()})
+    rows.append(("bare engine, 64 images, each", median_ms(lambda: engine.answer(many), seconds) / 64))
+    alone = rate([lambda: engine.answer(single)] * engine.runs, seconds)
+    rows.append((f"bare engine, 1 image on each of {engine.runs} cores, each", 1e3 / alone))
     rows.append(("gRPC unary, 1 image", median_ms(ask(mouse), seconds)))
+    if not summary.no_gradient:
+        cotangent = np.ones((1, summary.neurons), np.float32)
+        pulled = Batch(image, **given, cotangent=cotangent)
+        rows.append(("bare engine, gradient of 1 image", median_ms(lambda: engine.answer(pulled), seconds)))
+        rows.append(
+            (
+                "gRPC unary, gradient of 1 image",
+                median_ms(lambda: mouse.gradient(image, cotangent, **given, space="model"), seconds),  # type: ignore[arg-type]
+            )
+        )
     if "behavior" not in summary.required:
         connection = http.client.HTTPConnection(http_address)
         path = f"/v1/mice/{summary.twin.mouse}/predict?space=model&model={summary.twin.model}"
@@ -104,7 +118,8 @@ def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str
     rows.append((f"gRPC unary, {CLIENTS} clients at once, each image", 1e3 / per_second))
     print(f"\n{summary.twin.mouse} {summary.twin.model}, {summary.neurons} neurons, on {summary.device}")
     for label, milliseconds in rows:
-        print(f"  {label:<45} {milliseconds:8.3f} ms   {milliseconds / bare:5.2f} × bare")
+        print(f"  {label:<50} {milliseconds:8.3f} ms   {milliseconds / bare:5.2f} × bare")
+    print(f"  {CLIENTS} clients reach {per_second / alone:.2f} of the rate of the bare engine on all cores")
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ BREAKS_ABOVE = 1000.0
 class TinyTwin:
     """responses = images · W (+ behavior · B) (+ pupil_center · P) + c, all float32.
 
-    has_gradient: whether the bundle holds a graph of it. fragile: the graph fails at run time where a pixel is above `BREAKS_ABOVE`.
-    work: matrix products that change nothing and take time.
+    has_gradient: whether the bundle holds a graph of it. fragile: the graph fails at run time where a pixel is above
+    `BREAKS_ABOVE`. work: matrix products that change nothing and take time.
     """
 
     mouse: str = "full"

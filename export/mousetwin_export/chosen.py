@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .layers import whole_blocks
+
 
 class ChosenReadout(nn.Module):
     """A few neurons, the same for all images.
@@ -31,11 +33,13 @@ class ChosenReadout(nn.Module):
         """
         x, y = (positions[:, 0] - self._left).float()[None], (positions[:, 1] - self._top).float()[None]
         if fraction is not None:
-            x, y = x + fraction[:, :1], y + fraction[:, 1:]
+            # The same for all neurons of an image: as a product image by image, whose gradient adds up alike anywhere.
+            moved = torch.ones_like(features[None, :, :1]) @ fraction[:, None]
+            x, y = x + moved[..., 0], y + moved[..., 1]
         along_x, along_y = _tents(x, maps.shape[3]), _tents(y, maps.shape[2])
         weights = (along_y[..., None] * along_x[:, :, None]).flatten(2)
         samples = weights @ maps.flatten(2).transpose(1, 2)
-        return (samples * features).sum(-1) + bias
+        return whole_blocks(samples * features).sum(-1) + bias
 
 
 class EachReadout(nn.Module):
@@ -53,7 +57,7 @@ class EachReadout(nn.Module):
         # As products, image by image: sums over some of the dimensions would round an image alone unlike one of many.
         weights = (along_y[:, :, None] @ along_x[:, None]).flatten(1)
         samples = weights[:, None] @ maps.flatten(2).transpose(1, 2)
-        return (samples.flatten(1) * features).sum(1, keepdim=True) + bias[:, None]
+        return whole_blocks(samples.flatten(1) * features).sum(1, keepdim=True) + bias[:, None]
 
 
 def _tents(looked: Tensor, length: int) -> Tensor:

@@ -7,6 +7,7 @@ are spelled out in those it does, in the forms that ONNX Runtime is fast at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .errors import ExportError
 from .graph import CHEAPER, examples, export_program, quiet
+from .layers import ROW_BLOCK, whole_blocks
 
 aten: Any = torch.ops.aten
 _GRID_SAMPLE = aten.grid_sampler_2d.default
@@ -164,18 +166,28 @@ def _index_put(values: Tensor, indices: list[Tensor | None], source: Tensor, acc
 
 
 def _sum(value: Tensor, dims: list[int] | None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """The batch in front of what is summed up, where nothing else is left.
+    """Sums that do not depend on the size of the batch, nor on an image's place in it.
 
-    ONNX Runtime adds up a whole array in another order than each column of one, so that an image alone would round
-    unlike one in a batch.
+    ONNX Runtime adds up a whole array in another order than each column of one, and rows in an order that depends on
+    how they lie in memory: so the batch goes in front where nothing else is kept, and rows become whole blocks.
     """
     summed = [dim for dim in range(value.ndim) if not dims or dim in dims or dim - value.ndim in dims]
     kept = [dim for dim in range(value.ndim) if dim not in summed]
     batch = [dim for dim in kept if isinstance(value.shape[dim], torch.SymInt)]
-    if dtype is not None or len(batch) != 1 or batch == [0] or any(value.shape[d] != 1 for d in kept if d not in batch):
+    length = math.prod(value.shape[dim] for dim in summed)
+    if dtype is not None or not batch or isinstance(length, torch.SymInt):
         return NotImplemented
-    total = value.movedim(batch[0], 0).flatten(1).sum(1)
-    return total.reshape([value.shape[d] if d in kept else 1 for d in range(value.ndim) if keepdim or d in kept])
+    shape = [value.shape[d] if d in kept else 1 for d in range(value.ndim) if keepdim or d in kept]
+    last = max(kept) < min(summed)
+    if last and length % ROW_BLOCK == 0:
+        return NotImplemented
+    if len(batch) == 1 and all(value.shape[d] == 1 for d in kept if d not in batch):
+        rows = value.movedim(batch[0], 0).flatten(1)
+    elif last:
+        rows = value.flatten(min(summed))
+    else:
+        return NotImplemented
+    return whole_blocks(rows).sum(-1).reshape(shape)
 
 
 def _is_known(index: Tensor) -> bool:

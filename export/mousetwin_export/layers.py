@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from .family import Core, DepthSeparable
 
 Size = tuple[int, int]
+# Numbers in 64 bytes, where ONNX Runtime's arrays begin.
+ROW_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ class RowLinear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         twice = torch.stack([rows, rows], 1)
         return F.linear(twice, self.weight, self.bias)[:, :1].squeeze(1)
+
+
+def whole_blocks(rows: Tensor) -> Tensor:
+    """Rows with zeros behind them, so that all begin where vectors do: the order of a sum depends on it."""
+    missing = -rows.shape[-1] % ROW_BLOCK
+    return F.pad(rows, [0, missing]) if missing else rows
 
 
 def take_apart(core: Core, native_size: Size) -> tuple[list[Layer], list[Size]]:

@@ -6,9 +6,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .family import Shifter
-from .layers import RowLinear, Size, Window
+from .layers import ROW_BLOCK, RowLinear, Size, Window, whole_blocks
 
 
 class PupilShift(nn.Module):
@@ -29,11 +30,8 @@ class PupilShift(nn.Module):
         half = torch.tensor([(map_size[1] - 1) / 2, (map_size[0] - 1) / 2], dtype=torch.float64)
         self.lowest, self.highest = (bound * half for bound in exact.bounds())
         self.register_buffer("half_size", half)
-        if hasattr(exact, "mlp"):
-            layers = [RowLinear(m.weight, m.bias) if isinstance(m, nn.Linear) else m for m in exact.mlp]
-        else:
-            layers = [RowLinear(exact.weight, exact.bias), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        linear = [m for m in exact.mlp if isinstance(m, nn.Linear)] if hasattr(exact, "mlp") else [exact]
+        self.layers = nn.Sequential(*(part for layer in linear for part in (_whole(layer), nn.Tanh())))
 
     @property
     def furthest(self) -> Window:
@@ -42,5 +40,13 @@ class PupilShift(nn.Module):
         return Window(top, bottom, left, right)
 
     def forward(self, pupil_center: Tensor) -> Tensor:
-        shift: Tensor = self.layers(pupil_center.double()) * self.half_size
+        looked = whole_blocks(pupil_center.double())
+        shift: Tensor = self.layers(looked)[:, :2] * self.half_size
         return shift
+
+
+def _whole(layer: nn.Linear | Shifter) -> RowLinear:
+    """A layer from and to whole blocks, the rest of them zero: tanh may round the end of an odd row in its own way."""
+    rows, columns = (-size % ROW_BLOCK for size in layer.weight.shape)
+    weight = F.pad(layer.weight, [0, columns, 0, rows])
+    return RowLinear(weight, None if layer.bias is None else F.pad(layer.bias, [0, rows]))

@@ -33,14 +33,16 @@ class BatchSettings:
         max_batch: images in one run at the most; None for as many as take the device least time each.
         max_queued: images waiting at the most; what comes beyond is refused.
         interactive: requests of up to this many images go before larger ones.
-        in_place_seconds: a run that should take less than this happens in the event loop itself, since waking another
-            thread and being woken by it costs more than it saves.
+        in_place_seconds: a run that should take less than this happens in the event loop itself while there is one
+            caller at a time, since waking another thread and being woken by it costs more than it saves.
+        crowd_seconds: for how long after two requests met there may be more callers than one.
     """
 
     max_batch: int | None = None
     max_queued: int = 8192
     interactive: int = 16
     in_place_seconds: float = 0.002
+    crowd_seconds: float = 0.1
 
 
 class _Job:
@@ -103,6 +105,7 @@ class Batcher:
         self._interactive: deque[_Job] = deque()
         self._bulk: deque[_Job] = deque()
         self._running = 0
+        self._crowded_until = -math.inf
         self._scheduled = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -136,6 +139,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         job = _Job(self._engine.plan(batch), deadline, loop.create_future())
         job.answer.add_done_callback(lambda answer: self._forget(job))
+        if self.queued or self._running:
+            self._crowded_until = time.monotonic() + self._settings.crowd_seconds
         self.queued += len(batch)
         (self._interactive if len(batch) <= self._settings.interactive else self._bulk).append(job)
         self._schedule(loop)
@@ -154,9 +159,15 @@ class Batcher:
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # One turn of the loop later, so that requests that arrived together are all in the queue by then.
         self._idle.clear()
-        if self._running < self._engine.runs and not self._scheduled:
+        if self._may_run() and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._run_next, loop)
+
+    def _may_run(self) -> bool:
+        # The last core is the event loop's and the callers', unless there is a whole run's work for it.
+        if self._running < max(1, self._engine.runs - 1):
+            return True
+        return self._running < self._engine.runs and self.queued >= self._room
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
@@ -168,8 +179,10 @@ class Batcher:
         self._running += 1
         graph = slices[0].work.graph
         images = sum(len(s.work) for s in slices)
-        # What was never timed may have to be loaded first.
-        if images * self._seconds.get(graph, math.inf) <= self._settings.in_place_seconds:
+        # What was never timed may have to be loaded first. Among several callers, the others' requests would wait in the
+        # loop unread, and miss the next run.
+        lonely = time.monotonic() > self._crowded_until
+        if lonely and images * self._seconds.get(graph, math.inf) <= self._settings.in_place_seconds:
             self._finish(loop, slices, *self._run(slices))
             return
 

@@ -77,17 +77,18 @@ class Graphs:
         feeds, expected = self._vectors(name)
         try:
             found = session.run(list(expected), feeds)
-            errors = [_error(n, values, expected[n]) for n, values in zip(expected, found, strict=True)]
+            errors = {n: _error(n, values, expected[n]) for n, values in zip(expected, found, strict=True)}
         except Exception as failure:  # the vectors may not fit the graph in any way at all
             raise BundleError(f"{manifest.replay.file}: the graph {name} does not run on it: {failure}") from failure
-        error = float(np.max(errors))
-        # Written so that a NaN fails too.
-        if not error <= manifest.replay.tolerance:
-            raise BundleError(
-                f"{manifest.replay.file}: replayed on {self._device.kind} {name} is off by {error:.2g}, "
-                f"tolerance {manifest.replay.tolerance:.2g}"
-            )
-        return error
+        for what, error in errors.items():
+            tolerance = manifest.replay.tolerance if what == "responses" else manifest.replay.gradient_tolerance
+            # Written so that a NaN fails too.
+            if not error <= tolerance:
+                raise BundleError(
+                    f"{manifest.replay.file}: replayed on {self._device.kind}, {what} of {name} are off by {error:.2g}, "
+                    f"tolerance {tolerance:.2g}"
+                )
+        return max(errors.values())
 
     def _vectors(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """What to feed a graph, and what it is to answer."""

@@ -133,13 +133,13 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def predict(
+def respond(
     model: torch.nn.Module,
     mouse: str,
     images: torch.Tensor,
     behavior: torch.Tensor | None = None,
     pupil_center: torch.Tensor | None = None,
-) -> np.ndarray[Any, Any]:
+) -> torch.Tensor:
     """The original's responses, in the dtype of the model: behavior as constant channels, as the loader appends it."""
     dtype = next(model.parameters()).dtype
     inputs = images
@@ -147,6 +147,12 @@ def predict(
         planes = behavior[:, :, None, None].expand(-1, -1, *images.shape[-2:])
         inputs = torch.cat([images, planes], 1)
     pupil = None if pupil_center is None else pupil_center.to(dtype)
-    with torch.no_grad():
-        responses: np.ndarray[Any, Any] = model(inputs.to(dtype), data_key=mouse, pupil_center=pupil).numpy()
+    responses: torch.Tensor = model(inputs.to(dtype), data_key=mouse, pupil_center=pupil)
     return responses
+
+
+def predict(model: torch.nn.Module, mouse: str, *inputs: torch.Tensor, **named: torch.Tensor) -> np.ndarray[Any, Any]:
+    """`respond` in numpy."""
+    with torch.no_grad():
+        found: np.ndarray[Any, Any] = respond(model, mouse, *inputs, **named).numpy()
+    return found

@@ -8,11 +8,19 @@ from typing import Any
 
 import mousetwin
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
 from checkpoints import REAL, real_checkpoint
 from mousetwin.cli import main
+from mousetwin_export.checkpoint import build_twin, read_checkpoint
+from mousetwin_export.config import parse_config
+from mousetwin_export.forward import Forms
+from mousetwin_serve import bundle
+from mousetwin_serve.batch import Answer, Batch
+from mousetwin_serve.device import choose
+from mousetwin_serve.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original
@@ -102,50 +110,208 @@ def stimulus(
     return inputs
 
 
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def expected_of(
+    model: torch.nn.Module, mouse: str, inputs: Arrays, cotangent: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], Arrays]:
+    """The original's responses in float64, and its own gradient of Σ cotangent · responses."""
+    given = {name: torch.from_numpy(values).double().requires_grad_() for name, values in inputs.items()}
+    responses = original.respond(model.double(), mouse, **given)
+    gradients = torch.autograd.grad(responses, list(given.values()), torch.from_numpy(cotangent).double())
+    return responses.detach().numpy(), {name: g.numpy() for name, g in zip(given, gradients, strict=True)}
+
+
+def check_gradients(found: Any, expected: Arrays) -> None:
+    for name, values in expected.items():
+        # Relative to its norm; what is left of a pupil's where thousands of terms cancel may be their rounding.
+        relative, rounding = (1e-4, 1e-5) if name == "pupil_center" else (1e-5, 1e-9)
+        assert np.linalg.norm(found[name] - values) <= relative * np.linalg.norm(values) + rounding
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_member_of_the_family_predicts_as_the_original_does(name: str, tmp_path: Path) -> None:
+def test_every_member_of_the_family_answers_as_the_original_does(name: str, tmp_path: Path) -> None:
+    """The forms that are exported, run in torch: all neurons, chosen ones and one an image, with their gradients."""
     variant = dict(VARIANTS[name])
-    native = variant.pop("native", (36, 64))
-    behavior = variant.pop("behavior", 0)
-    mice = variant.pop("mice", {"12345-6-7": 23})
-    core_bias = variant.pop("core_bias", False)
+    native, behavior = variant.pop("native", (36, 64)), variant.pop("behavior", 0)
+    mice, core_bias = variant.pop("mice", {"12345-6-7": 23}), variant.pop("core_bias", False)
     config = {**BASE, **variant}
     model = original.build_original(config, mice, native, behavior, core_bias=core_bias)
+    checkpoint, _ = save(model, config, tmp_path)
+    read, parsed = read_checkpoint(checkpoint), parse_config(config)
+    rng = np.random.default_rng(0)
+    for mouse, neurons in mice.items():
+        forms = Forms(build_twin(read, parsed, mouse).requires_grad_(False), native)
+        for batch, reach in ((1, 1.0), (5, 3.0), (3, 20.0)):
+            inputs = stimulus(batch, native, behavior, bool(config["shifter"]), reach)
+            own, weights = rng.integers(0, neurons, batch), rng.normal(size=(batch, neurons)).astype(np.float32)
+            one = np.eye(neurons, dtype=np.float32)[own]
+            for form, columns, cotangent in (
+                (forms.all, None, weights),
+                (forms.chosen, np.arange(neurons)[::-1], weights),
+                (forms.each, own, one),
+            ):
+                if form is None:
+                    continue
+                expected, gradients = expected_of(model, mouse, inputs, cotangent)
+                rows = {} if columns is None else {key: values[columns.copy()] for key, values in forms.table.items()}
+                given = {key: torch.from_numpy(values).requires_grad_() for key, values in inputs.items()}
+                found = form(**given, **rows)
+                if form is forms.each:
+                    expected, cotangent = expected[np.arange(batch), own][:, None], np.ones((batch, 1), np.float32)
+                elif columns is not None:
+                    expected, cotangent = expected[:, columns], cotangent[:, columns]
+                np.testing.assert_allclose(found.detach().numpy(), expected, atol=2e-5, rtol=0)
+                pulled = torch.autograd.grad(found, list(given.values()), torch.from_numpy(cotangent.copy()))
+                check_gradients({key: g.numpy() for key, g in zip(given, pulled, strict=True)}, gradients)
+            # Tame weights would make any two models agree. (A pupil far out leads beyond the map: all alike there.)
+            assert reach > 3 or batch == 1 or expected_of(model, mouse, inputs, weights)[0].std() > 0.01
+
+
+EXPORTED = ("image only", "many mice", "padded input", "plain convolutions with biases, no batch norm")
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_member_of_the_family_through_the_command(name: str, tmp_path: Path) -> None:
+    variant = dict(VARIANTS[name])
+    mice, core_bias = variant.pop("mice", {"12345-6-7": 23}), variant.pop("core_bias", False)
+    config = {**BASE, **variant}
+    model = original.build_original(config, mice, (36, 64), 0, core_bias=core_bias)
     checkpoint, written = save(model, config, tmp_path)
     command = ["export", str(checkpoint), "--config", str(written), "--mouse", "all", "--out", str(tmp_path / "models")]
-    assert main([*command, "--input-size", f"{native[0]}x{native[1]}"]) == 0
+    assert main([*command, "--no-gradient"]) == 0
     with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
         assert sorted(twins) == sorted(mice)
         for mouse, neurons in mice.items():
-            for batch, reach in ((1, 1.0), (5, 3.0), (3, 20.0)):
-                inputs = stimulus(batch, native, behavior, bool(config["shifter"]), reach)
-                tensors = {key: torch.from_numpy(values).double() for key, values in inputs.items()}
-                expected = original.predict(model.double(), mouse, **tensors)
-                found = twins[mouse].predict(**inputs, space="model")
-                assert found.shape == (batch, neurons)
-                np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
-                # Tame weights would make any two models agree. (A pupil far out leads beyond the map: all alike there.)
-                assert reach > 3 or batch == 1 or expected.std() > 0.01
+            inputs = stimulus(5, (36, 64), 0, bool(config["shifter"]), 3.0)
+            tensors = {key: torch.from_numpy(values).double() for key, values in inputs.items()}
+            expected = original.predict(model.double(), mouse, **tensors)
+            found = twins[mouse].predict(**inputs, space="model")
+            assert found.shape == (5, neurons)
+            np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+            assert "not asked for" in twins[mouse].summary.no_gradient
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_the_published_models_predict_as_the_original_does(name: str, tmp_path: Path) -> None:
-    checkpoint, config_file, mouse = real_checkpoint(name)
+@pytest.fixture(scope="module", params=REAL)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A published model: the original, its mouse and its twin."""
+    checkpoint, config_file, mouse = real_checkpoint(request.param)
     config = yaml.safe_load(config_file.read_text())["model_config"]
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
     neurons = weights[f"readout.{mouse}._features"].shape[3]
     behavior = weights["core.features.layer0.conv.weight"].shape[1] - 1
     model = original.build_original(config, {mouse: neurons}, (36, 64), behavior)
     model.load_state_dict(weights, strict=True)
-    out = tmp_path / "models"
+    out = tmp_path_factory.mktemp("models")
     assert main(["export", str(checkpoint), "--config", str(config_file), "--mouse", mouse, "--out", str(out)]) == 0
+    (folder,) = out.glob("*/*/*")
     with mousetwin.connect(f"local:{out}") as twins:
-        twin = twins[mouse]
-        for batch, reach in ((1, 0.0), (4, 3.0), (4, 10.0)):
-            inputs = stimulus(batch, (36, 64), behavior, config["shifter"], reach)
-            single = {key: torch.from_numpy(values) for key, values in inputs.items()}
-            in_single = original.predict(model.float(), mouse, **single)
-            in_double = original.predict(model.double(), mouse, **{k: v.double() for k, v in single.items()})
-            found = twin.predict(**inputs, space="model")
-            np.testing.assert_allclose(found, in_single, atol=2e-5, rtol=0)
-            np.testing.assert_allclose(found, in_double, atol=2e-5, rtol=0)
+        yield model, twins[mouse], lambda n, reach: stimulus(n, (36, 64), behavior, config["shifter"], reach), folder
+
+
+def test_the_published_models_predict_as_the_original_does(published: Any) -> None:
+    model, twin, stimuli, _ = published
+    mouse = twin.summary.twin.mouse
+    for batch, reach in ((1, 0.0), (4, 3.0), (4, 10.0)):
+        inputs = stimuli(batch, reach)
+        single = {key: torch.from_numpy(values) for key, values in inputs.items()}
+        in_single = original.predict(model.float(), mouse, **single)
+        in_double = original.predict(model.double(), mouse, **{k: v.double() for k, v in single.items()})
+        found = twin.predict(**inputs, space="model")
+        np.testing.assert_allclose(found, in_single, atol=2e-5, rtol=0)
+        np.testing.assert_allclose(found, in_double, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["all", "some", "many", "one", "one an image"])
+def test_the_published_models_gradients_are_the_originals(published: Any, kind: str) -> None:
+    model, twin, stimuli, _ = published
+    mouse, neurons = twin.summary.twin.mouse, twin.summary.neurons
+    rng = np.random.default_rng(0)
+    inputs = stimuli(3, 3.0)
+    columns = {
+        "all": np.arange(neurons),
+        "some": rng.permutation(neurons)[:10],
+        "many": rng.permutation(neurons)[:2000],
+        "one": np.array([77]),
+        "one an image": rng.integers(0, neurons, (3, 1)),
+    }[kind]
+    cotangent = rng.normal(size=(3, columns.shape[-1])).astype(np.float32)
+    whole = np.zeros((3, neurons), np.float32)
+    places = np.broadcast_to(columns, cotangent.shape)
+    np.put_along_axis(whole, places, cotangent, 1)
+    expected, gradients = expected_of(model, mouse, inputs, whole)
+    asked = {} if kind == "all" else {"neurons": columns}
+    gradient = twin.gradient(cotangent=cotangent, **inputs, **asked, space="model")
+    np.testing.assert_allclose(gradient.responses, np.take_along_axis(expected, places, 1), atol=2e-5, rtol=0)
+    check_gradients({name: getattr(gradient, name) for name in gradients}, gradients)
+    found = twin.predict(**inputs, **asked, space="model")
+    np.testing.assert_allclose(found, np.take_along_axis(expected, places, 1), atol=2e-5, rtol=0)
+
+
+def test_the_published_models_gradients_are_slopes(published: Any) -> None:
+    """By central differences of the original in float64, along random directions."""
+    model, twin, stimuli, _ = published
+    mouse, rng = twin.summary.twin.mouse, np.random.default_rng(1)
+    inputs = stimuli(1, 1.0)
+    cotangent = rng.normal(size=twin.summary.neurons)
+    gradient = twin.gradient(cotangent=cotangent, **inputs, space="model")
+    for name in inputs:
+        direction = rng.normal(size=inputs[name].shape)
+
+        def at(step: float, name: str = name, direction: Any = direction) -> float:
+            moved = {key: torch.from_numpy(values).double() for key, values in inputs.items()}
+            moved[name] = moved[name] + step * torch.from_numpy(direction)
+            return float(original.predict(model.double(), mouse, **moved)[0] @ cotangent)
+
+        slope = (at(1e-5) - at(-1e-5)) / 2e-5
+        found = float((getattr(gradient, name) * direction).sum())
+        assert abs(found - slope) <= 1e-3 * abs(slope) + 1e-4
+
+
+@pytest.mark.parametrize("kind", ["all", "some", "one an image"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_is_answered_with_the_same_bits_alone_and_in_a_batch(published: Any, kind: str, threads: int) -> None:
+    """Whatever else is in its run; on the CPU."""
+    _, _, stimuli, folder = published
+    engine = Engine(bundle.read(folder), choose("cpu", threads))
+    rng = np.random.default_rng(0)
+    inputs = stimuli(21, 3.0)
+    columns = {
+        "all": None,
+        "some": rng.permutation(engine.neurons)[:10],
+        "one an image": rng.integers(0, 7000, (21, 1)),
+    }
+    chosen = columns[kind]
+    answered = engine.neurons if chosen is None else chosen.shape[-1]
+    for cotangent in (None, rng.normal(size=(21, answered)).astype(np.float32)):
+
+        def ask(rows: slice, cotangent: Any = cotangent) -> Answer:
+            each = {name: values[rows] for name, values in inputs.items()}
+            own = chosen[rows] if chosen is not None and chosen.ndim == 2 else chosen
+            batch = Batch(**each, columns=own, cotangent=None if cotangent is None else cotangent[rows])
+            work = engine.plan(batch)
+            return engine.run([work])[0]
+
+        together = ask(slice(0, 21))
+        for rows in (slice(0, 1), slice(7, 8), slice(3, 5), slice(8, 16), slice(20, 21)):
+            part = ask(rows)
+            np.testing.assert_array_equal(part.responses, together.responses[rows])
+            for name, values in part.gradient.items():
+                np.testing.assert_array_equal(values, together.gradient[name][rows])
+
+
+def test_a_bundle_is_small(published: Any) -> None:
+    _, _, _, folder = published
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
+
+
+def test_each_graph_is_a_model_of_its_own_beside_its_weights(published: Any) -> None:
+    """As ONNX Runtime loads them from the folder, without this project."""
+    _, twin, stimuli, folder = published
+    inputs = stimuli(2, 3.0)
+    expected = twin.predict(**inputs, space="model")
+    session = onnxruntime.InferenceSession(folder / "forward.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, inputs)[0], expected, atol=1e-6)
+    for name in folder.glob("*.onnx"):
+        onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])

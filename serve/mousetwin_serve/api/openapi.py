@@ -180,8 +180,8 @@ def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
 
 
 _ANSWERED = (
-    "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults tell "
-    "how it came about."
+    "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults "
+    "tell how it came about."
 )
 
 

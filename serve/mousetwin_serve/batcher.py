@@ -179,9 +179,9 @@ class Batcher:
         self._running += 1
         graph = slices[0].work.graph
         images = sum(len(s.work) for s in slices)
-        # What was never timed may have to be loaded first. Among several callers, the others' requests would wait in the
-        # loop unread, and miss the next run.
-        lonely = time.monotonic() > self._crowded_until
+        # What was never timed may have to be loaded first. Among several callers, the others' requests would wait
+        # unread in the loop, and miss the next run.
+        lonely = time.monotonic() >= self._crowded_until
         if lonely and images * self._seconds.get(graph, math.inf) <= self._settings.in_place_seconds:
             self._finish(loop, slices, *self._run(slices))
             return

@@ -135,7 +135,7 @@ class Replay(_Record, frozen=True):
 
     The npz holds `images`, `behavior` and `pupil_center` (those the twin takes) and `responses`. Where the twin has a
     gradient also `cotangent` and the gradients `d_images` … to it; and `neurons`, one an image, with the gradients
-    `each_d_images` … of that neuron's response. tolerance: of responses. gradient_tolerance: of a gradient's relative error.
+    `each_d_images` … of that neuron's response. tolerance: of responses. gradient_tolerance: of gradients, relative.
     """
 
     file: str

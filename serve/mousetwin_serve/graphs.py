@@ -85,8 +85,8 @@ class Graphs:
             # Written so that a NaN fails too.
             if not error <= tolerance:
                 raise BundleError(
-                    f"{manifest.replay.file}: replayed on {self._device.kind}, {what} of {name} are off by {error:.2g}, "
-                    f"tolerance {tolerance:.2g}"
+                    f"{manifest.replay.file}: replayed on {self._device.kind}, {what} of {name} are off by "
+                    f"{error:.2g}, tolerance {tolerance:.2g}"
                 )
         return max(errors.values())
 

@@ -290,7 +290,8 @@ def test_a_request_the_engine_fails_on_fails_alone(engine: Engine, in_place_seco
     async def story() -> None:
         bench = Bench(engine)
         if in_place_seconds > 0:
-            bench.batcher = Batcher(engine, bench.executor, BatchSettings(in_place_seconds=in_place_seconds))
+            settings = BatchSettings(in_place_seconds=in_place_seconds, crowd_seconds=0)
+            bench.batcher = Batcher(engine, bench.executor, settings)
         good = [bench.ask(2, seed=1), bench.ask(1, seed=2)]
         bad = bench.ask(3, breaks=True)
         good.append(bench.ask(2, seed=3))

@@ -3,15 +3,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
-SOURCES := clients/python serve export tests benchmarks
+SOURCES := clients/python serve export tests benchmarks docs
 
-.PHONY: serve test lint types protos constraints demo clean
+.PHONY: serve test bench lint types protos constraints demo clean
 
 serve: $(VENV)/serve.installed
 	$(BIN)/mousetwin serve
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest
+
+# The published checkpoints' numbers in the README; needs the checkpoints.
+bench: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/compile.py
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -32,9 +32,7 @@ def export_command(commands: Any) -> None:
     parser.add_argument(
         "--tolerance", type=_tolerance, default=2e-5, help="parity, max abs error (default: %(default)s)"
     )
-    parser.add_argument(
-        "--no-gradient", dest="gradient", action="store_false", help="leave gradients out: half the time to export"
-    )
+    _add_no_gradient(parser)
     parser.set_defaults(run=_run_export, extra="export")
 
 
@@ -45,6 +43,7 @@ def fetch_command(commands: Any) -> None:
     parser.add_argument("--mouse", metavar="KEY", help="default: both mice")
     parser.add_argument("--model", choices=["cnn", "ln"], help="default: both")
     parser.add_argument("--base-url", metavar="URL", help="default: the public repository")
+    _add_no_gradient(parser)
     parser.set_defaults(run=_run_fetch, extra="export")
 
 
@@ -99,7 +98,8 @@ def _run_fetch(args: argparse.Namespace) -> int:
     def progress(label: str) -> ProgressBar:
         return ProgressBar(label, unit="bytes")
 
-    folders = fetch(choose(args.mouse, args.model), args.out, args.base_url or BASE_URL, progress=progress)
+    baselines, url = choose(args.mouse, args.model), args.base_url or BASE_URL
+    folders = fetch(baselines, args.out, url, gradient=args.gradient, progress=progress)
     for folder in folders:
         print(folder)
     print(f"Serve them with: mousetwin serve --models {args.out}")
@@ -111,6 +111,12 @@ def _run_demo(args: argparse.Namespace) -> int:
 
     print(export_demo(args.out))
     return 0
+
+
+def _add_no_gradient(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-gradient", dest="gradient", action="store_false", help="leave gradients out: half the time to export"
+    )
 
 
 def _tolerance(text: str) -> float:

@@ -40,6 +40,7 @@ class CroppedCore(nn.Module):
     (N,); to the window (N, C, h, w), zero where it lies beyond the map.
 
     Attributes:
+        image_window: what is read of an image whose window is not moved; may lie beyond the image.
         multiply_adds: of one image.
     """
 
@@ -56,6 +57,7 @@ class CroppedCore(nn.Module):
         self._windows = [window]
         for layer in reversed(layers):
             self._windows.insert(0, layer.reads(self._windows[0]))
+        self.image_window = self._windows[0]
         # A layer that pads nothing may read what lies beyond a border: that only reaches what itself lies beyond.
         self._cleared = [
             _leaves(w.grown(furthest), size) and padding > 0
@@ -72,7 +74,7 @@ class CroppedCore(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, images: Tensor, behavior: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-        first = self._windows[0]
+        first = self.image_window
         maps = crop(images, y + first.top, x + first.left, first.size)
         bias = None
         if self.behavior_bias is not None:

@@ -127,6 +127,7 @@ def fetch(
     models: Path,
     base_url: str = BASE_URL,
     *,
+    gradient: bool = True,
     progress: Callable[[str], Callable[[int, int], None]] = lambda label: lambda done, total: None,
     say: Say = say_on_stderr,
 ) -> list[Path]:
@@ -136,6 +137,7 @@ def fetch(
         baselines: which.
         models: where the bundles go.
         base_url: of the folder that holds the files.
+        gradient: whether to make gradients.
         progress: makes, for a file's name, what is told of (bytes done, bytes in all).
         say: told what happens.
 
@@ -164,7 +166,8 @@ def fetch(
                     licence="MIT",
                 ),
             )
-            folders.append(export_twin(read_checkpoint(path), baseline.config, contract, models, say=say))
+            twin = read_checkpoint(path)
+            folders.append(export_twin(twin, baseline.config, contract, models, gradient=gradient, say=say))
     return folders
 
 

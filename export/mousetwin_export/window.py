@@ -22,6 +22,7 @@ class WindowedCore(nn.Module):
     border, behavior, which is constant over the image, is a bias.
 
     Attributes:
+        image_window: what is read of the image.
         multiply_adds: of one image.
     """
 
@@ -33,7 +34,7 @@ class WindowedCore(nn.Module):
             wanted = layer.reads(window)
             window = _within(wanted, size)
             parts.insert(0, (window, wanted))
-        self._window = window
+        self.image_window = window
         self._borders = [_border(wanted, there) for there, wanted in parts]
         self.behavior_bias: RowLinear | None = None
         if core.input_channels > 1 and not any(self._borders[0]):
@@ -44,7 +45,7 @@ class WindowedCore(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, images: Tensor, behavior: Tensor | None = None) -> Tensor:
-        w = self._window
+        w = self.image_window
         maps = images[:, :, w.top : w.bottom + 1, w.left : w.right + 1]
         bias = None
         if self.behavior_bias is not None:

@@ -20,11 +20,12 @@ from test_refusals import CONFIG, MOUSE, NEURONS, one_line, weights
 
 
 def save_checkpoint(folder: Path) -> list[str]:
-    """A checkpoint and config in `folder`; the start of the command that exports them."""
+    """A checkpoint and config in `folder`; the start of the command that exports them, without the slow gradients."""
     torch.save(weights(), folder / "model.pth")
     document = {"model_fn": "stacked_core_full_gauss_readout", "model_config": CONFIG}
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
-    return ["export", str(folder / "model.pth"), "--config", str(folder / "config.yaml"), "--mouse", MOUSE]
+    command = ["export", str(folder / "model.pth"), "--config", str(folder / "config.yaml"), "--mouse", MOUSE]
+    return [*command, "--no-gradient"]
 
 
 def write_dataset(folder: Path, neurons: int = NEURONS) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def test_a_dataset_for_a_twin_that_takes_no_behavior(tmp_path: Path) -> None:
     document = {"model_fn": "stacked_core_full_gauss_readout", "model_config": {**CONFIG, "shifter": False}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
     command = ["export", str(tmp_path / "model.pth"), "--config", str(tmp_path / "config.yaml"), "--mouse", MOUSE]
-    assert main([*command, "--out", str(tmp_path / "models"), "--dataset", str(tmp_path / "static")]) == 0
+    command += ["--no-gradient", "--out", str(tmp_path / "models"), "--dataset", str(tmp_path / "static")]
+    assert main(command) == 0
     with mousetwin.connect(f"local:{tmp_path / 'models'}") as twins:
         info = twins[MOUSE].info
         np.testing.assert_array_equal(info.unit_ids, facts["neurons/unit_ids"])
@@ -186,7 +188,7 @@ def test_the_same_export_is_the_same_bundle(tmp_path: Path) -> None:
         assert main([*command, "--out", str(tmp_path / out)]) == 0
     versions = tmp_path / "two" / MOUSE / "cnn"
     assert [p.name for p in versions.iterdir()] == ["1"]
-    for file in ("bundle.json", "forward.onnx", "replay.npz"):
+    for file in ("bundle.json", "forward.onnx", "replay.npz", "weights.npz"):
         assert (tmp_path / "one" / MOUSE / "cnn/1" / file).read_bytes() == (versions / "1" / file).read_bytes()
     assert main([*command, "--out", str(tmp_path / "two"), "--description", "changed"]) == 0
     assert sorted(p.name for p in versions.iterdir()) == ["1", "2"]

@@ -12,7 +12,6 @@ from mousetwin.cli import main
 from mousetwin_export.demo import demo_filter
 from mousetwin_serve import bundle
 from mousetwin_serve.repository import DEMO_MODELS
-from onnx import numpy_helper
 
 FOLDER = Path("demo/gabor/1")
 NO_GAIN = np.array([0.0, 0.0, 0.0])
@@ -35,11 +34,14 @@ def test_the_shipped_bundle_is_what_the_code_builds(tmp_path: Path) -> None:
     shipped, rebuilt = bundle.read(DEMO_MODELS / FOLDER), bundle.read(tmp_path / FOLDER)
     for fact in ("truth", "neurons", "inputs", "statistics", "description"):
         assert getattr(shipped.manifest, fact) == getattr(rebuilt.manifest, fact)
-    graphs = [onnx.load_from_string(b.graphs["forward"]).graph for b in (shipped, rebuilt)]
-    assert [node.op_type for node in graphs[0].node] == [node.op_type for node in graphs[1].node]
+    assert shipped.graphs.keys() == rebuilt.graphs.keys() == {"forward", "gradient"}
+    for name in shipped.graphs:
+        one, other = (onnx.load_from_string(b.graphs[name]).graph.node for b in (shipped, rebuilt))
+        assert [node.op_type for node in one] == [node.op_type for node in other]
     # Another processor may round a cosine another way; the weights are the same to that.
-    for one, other in zip(graphs[0].initializer, graphs[1].initializer, strict=True):
-        np.testing.assert_allclose(numpy_helper.to_array(one), numpy_helper.to_array(other), atol=1e-6)
+    assert shipped.weights.keys() == rebuilt.weights.keys()
+    for name, values in shipped.weights.items():
+        np.testing.assert_allclose(values, rebuilt.weights[name], atol=1e-6)
     for name, values in shipped.replay.items():
         np.testing.assert_allclose(values, rebuilt.replay[name], atol=1e-5)
 

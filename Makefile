@@ -11,7 +11,7 @@ serve: $(VENV)/serve.installed
 	$(BIN)/mousetwin serve
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The published checkpoints' numbers in the README; needs the checkpoints.
 bench: $(VENV)/dev.installed

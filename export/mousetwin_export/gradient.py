@@ -19,15 +19,13 @@ from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .errors import ExportError
-from .graph import CHEAPER, examples, export_program, quiet
+from .graph import CHEAPER, examples, export_program, quiet, to_onnx
 from .layers import ROW_BLOCK, whole_blocks
 
 aten: Any = torch.ops.aten
-_GRID_SAMPLE = aten.grid_sampler_2d.default
 
 # Below this many channels a convolution's gradient is cheaper as a transposed convolution: one matrix product, then
 # overlapping sums.
@@ -58,8 +56,8 @@ def trace_gradient(
         Untraceable: torch cannot trace the gradient.
     """
     try:
-        with quiet(), sdpa_kernel(SDPBackend.MATH):
-            forward = program.run_decompositions({_GRID_SAMPLE: decomposition_table[_GRID_SAMPLE]}).module()
+        with quiet():
+            forward = program.run_decompositions(_DIFFERENTIABLE).module()
 
             def pull_back(cotangent: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
                 given = {t.name: value for t, value in zip(inputs, values, strict=True)}
@@ -78,8 +76,19 @@ def trace_gradient(
             )(*examples([cotangent, *inputs]).values())
         return export_program(traced, [cotangent, *inputs], by_name=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise Untraceable(f"the gradient cannot be traced: {type(error).__name__}: {reason}") from error
+        raise Untraceable(f"the gradient cannot be traced: {_in_short(error)}") from error
+
+
+def translate_gradient(program: ExportedProgram, inputs: Sequence[Input], outputs: Sequence[str]) -> bytes:
+    """As `graph.to_onnx`. Raises Untraceable where ONNX has no word for an operation of the gradient."""
+    try:
+        return to_onnx(program, inputs, outputs)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise Untraceable(f"the gradient cannot be put in ONNX: {_in_short(error.__cause__ or error)}") from error
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _elu_backward(
@@ -190,9 +199,39 @@ def _sum(value: Tensor, dims: list[int] | None, keepdim: bool = False, *, dtype:
     return whole_blocks(rows).sum(-1).reshape(shape)
 
 
+def _avg_pool(
+    value: Tensor,
+    kernel: list[int],
+    stride: list[int] | None = None,
+    padding: list[int] | int = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    padded = any(padding) if isinstance(padding, list) else bool(padding)
+    if ceil_mode or divisor_override is not None or (padded and not count_include_pad):
+        return NotImplemented
+    size = kernel if len(kernel) == 2 else [*kernel, *kernel]
+    weight = value.new_full((1, 1, *size), 1 / math.prod(size))
+    pooled = F.conv2d(value.flatten(0, -3)[:, None], weight, stride=stride or size, padding=padding)
+    return pooled.reshape(*value.shape[:-2], *pooled.shape[-2:])
+
+
+def _attention(*args: Any, **kwargs: Any) -> Any:
+    return aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+
+
 def _is_known(index: Tensor) -> bool:
     return type(index) in (Tensor, nn.Parameter) and index.dtype == torch.long
 
+
+# Forwards whose gradient ONNX has no word for, as arithmetic whose gradient is arithmetic too.
+_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
+    aten.grid_sampler.default: decomposition_table[aten.grid_sampler_2d.default],
+    aten.grid_sampler_2d.default: decomposition_table[aten.grid_sampler_2d.default],
+    aten.avg_pool2d.default: _avg_pool,
+    aten.scaled_dot_product_attention.default: _attention,
+}
 
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **core_aten_decompositions(),

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from . import graph, parity
 from .errors import ExportError
-from .gradient import Untraceable, trace_gradient
+from .gradient import Untraceable, trace_gradient, translate_gradient
 
 Say = Callable[[str], None]
 
@@ -97,7 +97,7 @@ def _add_gradient(
     try:
         traced = trace_gradient(program, inputs, cotangent, meter.names)
         outputs = ["responses", *(f"d_{source}" for source in meter.names)]
-        model = graph.to_onnx(traced, [cotangent, *inputs], outputs)
+        model = translate_gradient(traced, [cotangent, *inputs], outputs)
     except Untraceable as error:
         built.no_gradient = str(error)
         say(f"no gradient: {error}")

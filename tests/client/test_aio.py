@@ -32,6 +32,22 @@ def test_it_answers_as_the_plain_client_does(server_address: str) -> None:
     assert many.defaults == ("behavior", "pupil_center")
 
 
+def test_it_has_the_same_gradients(server_address: str) -> None:
+    cotangent = np.random.default_rng(5).normal(size=(150, 320))
+
+    async def ask() -> mousetwin.Gradient:
+        async with mousetwin.aio.connect(server_address) as twins:
+            return await (await twins.mouse("demo")).gradient(IMAGES, cotangent)
+
+    found = asyncio.run(ask())
+    with mousetwin.connect(server_address) as twins:
+        expected = twins["demo"].gradient(IMAGES, cotangent)
+    np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.responses, expected.responses, rtol=0, atol=1e-6)
+    assert found.behavior is not None
+    assert found.behavior.shape == (150, 3)
+
+
 def test_many_at_once_each_get_their_own_answer(server_address: str) -> None:
     async def ask() -> list[mousetwin.Responses]:
         async with mousetwin.aio.connect(server_address) as twins:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import mousetwin
 import numpy as np
 import pytest
@@ -167,3 +168,14 @@ def test_the_pairs_name_and_the_whole(service: Service) -> None:
     assert gradient.responses.twin is not None
     # Arrays of the caller's own.
     images += 1
+
+
+def test_rest_tells_predict_and_gradient_apart_by_their_path(service: Service) -> None:
+    images = np.zeros((1, *FULL.native)).tolist()
+    url = f"{service.http}/v1/mice/full"
+    body: dict[str, Any] = {"images": images, "space": "model"}
+    for path, given in (("gradient", body), ("predict", {**body, "cotangent": [1.0] * 7})):
+        answer = httpx.post(f"{url}/{path}", json=given)
+        problem = answer.json()
+        assert (answer.status_code, problem["field"]) == (400, "cotangent"), problem
+    assert "gradient" in problem["detail"]

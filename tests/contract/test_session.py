@@ -81,6 +81,23 @@ def test_answers_come_in_the_order_of_the_frames(session: Session) -> None:
         session.receive()
 
 
+def test_gradients_and_predictions_share_the_stream(session: Session) -> None:
+    given, cotangent = FULL.inputs(2), np.array([1.0, -2, 0, 0.5, 0, 3, 0], np.float32)
+    asked = frame(1, "full", **given)
+    gradient = pb.GradientRequest(predict=asked.predict, cotangent=arrays.to_proto(cotangent))
+    malformed = pb.GradientRequest(predict=asked.predict, cotangent=arrays.to_proto(cotangent[:3]))
+    session.send(asked, pb.SessionRequest(id=2, gradient=gradient), pb.SessionRequest(id=3, gradient=malformed), asked)
+    assert_allclose(responses(session.receive()), FULL.respond(**given), **NEAR)
+    answer = session.receive()
+    assert (answer.id, answer.WhichOneof("frame")) == (2, "gradient")
+    assert_allclose(arrays.from_proto(answer.gradient.predict.responses, ""), FULL.respond(**given), **NEAR)
+    for name, expected in FULL.gradient(np.broadcast_to(cotangent, (2, 7))).items():
+        assert_allclose(arrays.from_proto(getattr(answer.gradient, name), name), expected, **NEAR)
+    refused = session.receive()
+    assert (refused.id, refused.error.code, refused.error.field) == (3, "INVALID_ARGUMENT", "cotangent")
+    assert_allclose(responses(session.receive()), FULL.respond(**given), **NEAR)
+
+
 def test_each_frame_is_answered_while_the_stream_stays_open(session: Session) -> None:
     for number in range(5):
         given = FULL.inputs(1, seed=number)

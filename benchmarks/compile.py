@@ -119,7 +119,7 @@ def in_torch(subject: Subject, shapes: Any, neurons: int, threads: int, batches:
     return found
 
 
-def plain_onnx(path: Path, shapes: Any, threads: int, batches: list[int], seconds: float) -> Any:
+def plain_onnx(path: str, shapes: Any, threads: int, batches: list[int], seconds: float) -> Any:
     """Milliseconds an image of the plain export."""
     import onnxruntime as ort
 
@@ -130,9 +130,9 @@ def plain_onnx(path: Path, shapes: Any, threads: int, batches: list[int], second
     return {f"forward {n}": median_ms(lambda: session.run(None, each[n]), seconds) / n for n in batches}  # noqa: B023
 
 
-def ours(folder: Path, shapes: Any, threads: int, batches: list[int], seconds: float) -> Any:
+def ours(folder: str, shapes: Any, threads: int, batches: list[int], seconds: float) -> Any:
     """Milliseconds an image of the served engine, by what and batch."""
-    engine = Engine(bundle.read(folder), Device("cpu", "measured", threads))
+    engine = Engine(bundle.read(Path(folder)), Device("cpu", "measured", threads))
     found = {}
     for batch in batches:
         given = stimulus(batch, shapes)
@@ -154,7 +154,7 @@ def apart(args: argparse.Namespace, what: str, *arguments: Any) -> Any:
     told = json.dumps([str(a) if isinstance(a, Path) else a for a in arguments])
     command = [sys.executable, __file__, "--checkpoints", str(args.checkpoints), "--apart", what, told]
     command += ["--ln", str(args.ln)] if args.ln else []
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def measure(number: int, subject: Subject, folder: Path, args: argparse.Namespace) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mousetwin
 import numpy as np
@@ -56,19 +58,35 @@ def median_ms(call: Callable[[], object], seconds: float) -> float:
     return float(np.median(times) * 1e3)
 
 
-def rate(calls: list[Callable[[], object]], seconds: float) -> float:
-    """Calls a second of several callers at once."""
-    end = time.perf_counter() + seconds
+def repeat(call: Callable[[], object], seconds: float) -> int:
+    """How many calls were answered in that time, after a warm-up."""
+    for _ in range(20):
+        call()
+    done, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        call()
+        done += 1
+    return done
 
-    def repeat(call: Callable[[], object]) -> int:
-        done = 0
-        while time.perf_counter() < end:
-            call()
-            done += 1
-        return done
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return sum(pool.map(repeat, calls)) / seconds
+def threads_rate(call: Callable[[], object], callers: int, seconds: float) -> float:
+    """Calls a second of several threads."""
+    with ThreadPoolExecutor(callers) as pool:
+        return sum(pool.map(lambda _: repeat(call, seconds), range(callers))) / seconds
+
+
+def one_client(grpc: str, twin: tuple[str, str], given: dict[str, Any], seconds: float) -> int:
+    """What a client in a process of its own does."""
+    with mousetwin.connect(grpc) as twins:
+        mouse = twins.mouse(*twin)
+        return repeat(lambda: mouse.predict(**given, space="model"), seconds)
+
+
+def clients_rate(grpc: str, twin: tuple[str, str], given: dict[str, Any], seconds: float) -> float:
+    """Calls a second of CLIENTS clients, each a process as clients are."""
+    with ProcessPoolExecutor(CLIENTS, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(one_client, grpc, twin, given, seconds) for _ in range(CLIENTS)]
+        return sum(done.result() for done in running) / seconds
 
 
 def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str, seconds: float) -> None:
@@ -90,7 +108,7 @@ def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str
     rows = [("bare engine, 1 image", bare)]
     many = Batch(**{name: np.repeat(values, 64, 0) for name, values in {"images": image, **given}.items()})
     rows.append(("bare engine, 64 images, each", median_ms(lambda: engine.answer(many), seconds) / 64))
-    alone = rate([lambda: engine.answer(single)] * engine.runs, seconds)
+    alone = threads_rate(lambda: engine.answer(single), engine.runs, seconds)
     rows.append((f"bare engine, 1 image on each of {engine.runs} cores, each", 1e3 / alone))
     rows.append(("gRPC unary, 1 image", median_ms(ask(mouse), seconds)))
     if not summary.no_gradient:
@@ -113,8 +131,8 @@ def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str
             connection.getresponse().read()
 
         rows.append(("REST .npy, 1 image", median_ms(post, seconds)))
-    each = [mousetwin.connect(grpc).mouse(summary.twin.mouse, summary.twin.model) for _ in range(CLIENTS)]
-    per_second = rate([ask(one) for one in each], seconds)
+    twin = (summary.twin.mouse, summary.twin.model)
+    per_second = clients_rate(grpc, twin, {"images": image, **given}, seconds)
     rows.append((f"gRPC unary, {CLIENTS} clients at once, each image", 1e3 / per_second))
     print(f"\n{summary.twin.mouse} {summary.twin.model}, {summary.neurons} neurons, on {summary.device}")
     for label, milliseconds in rows:

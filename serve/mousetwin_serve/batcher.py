@@ -114,12 +114,13 @@ class Batcher:
         self._seconds = dict(engine.seconds)
         self.queued = 0
 
-    async def submit(self, batch: Batch, deadline: float | None = None) -> Answer:
+    async def submit(self, batch: Batch, deadline: float | None = None, *, bulk: bool = False) -> Answer:
         """The answer to a batch.
 
         Args:
             batch: checked, in model space.
             deadline: on `time.monotonic()`'s clock; None for none.
+            bulk: whether others go first, however small the batch is.
 
         Raises:
             Unimplemented: a gradient is asked for and the twin has none.
@@ -142,7 +143,7 @@ class Batcher:
         if self.queued or self._running:
             self._crowded_until = time.monotonic() + self._settings.crowd_seconds
         self.queued += len(batch)
-        (self._interactive if len(batch) <= self._settings.interactive else self._bulk).append(job)
+        (self._bulk if bulk or len(batch) > self._settings.interactive else self._interactive).append(job)
         self._schedule(loop)
         if deadline is None:
             return await job.answer

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
 from .device import choose
+from .optimizer.run import optimize
 from .repository import DEMO_MODELS, Repository
+from .stimulus import Limits
 
 
 def open_local(address: str) -> LocalTransport:
@@ -40,6 +43,10 @@ class LocalTransport:
 
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         return (self.ask(query, timeout) for query in queries)
+
+    def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
+        twins = [self._repository.find(twin) for twin in query.twins]
+        return optimize(query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch))
 
     def close(self) -> None:
         """Nothing to close."""

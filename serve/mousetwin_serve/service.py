@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from mousetwin.errors import Cancelled
+from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
+from .batch import Answer, Batch
 from .batcher import Batcher, BatchSettings
 from .metrics import Metrics
+from .optimizer.run import optimize
 from .repository import Repository
 from .stimulus import Limits
 from .twin import Twin
 
 # Reading a query this large takes long enough to be worth leaving the event loop for.
 _LARGE_BYTES = 1 << 20
+# Steps of different optimisations that are prepared at once; the engine is shared by all of them in any case.
+_OPTIMIZATIONS = 4
 
 
 class TwinService:
@@ -41,6 +48,7 @@ class TwinService:
         # A run has a thread of its own; more at once than the device takes would only get in each other's way.
         runs = max((twin.engine.runs for twin in repository.twins.values()), default=1)
         self._executor = ThreadPoolExecutor(runs, thread_name_prefix="engine")
+        self._optimizers = ThreadPoolExecutor(_OPTIMIZATIONS, thread_name_prefix="optimizer")
         self._batchers = {
             twin.identity: Batcher(twin.engine, self._executor, batching, self._recorder(twin))
             for twin in repository.twins.values()
@@ -73,11 +81,52 @@ class TwinService:
         large = large and bool(answer.gradient)
         return await asyncio.to_thread(twin.answer, stimulus, answer) if large else twin.answer(stimulus, answer)
 
+    async def optimize(
+        self, query: OptimizeQuery, deadline: float | None = None
+    ) -> AsyncGenerator[OptimizeProgress | OptimizeResult, None]:
+        """Reports of an optimisation, then its result. It ends within one step when it is closed.
+
+        Args:
+            query: as the caller sent it; all checks happen here, before the first step.
+            deadline: on `time.monotonic()`'s clock.
+
+        Raises:
+            MousetwinError: as `Repository.find`, `optimizer.run.optimize` and `Batcher.submit` say.
+        """
+        loop = asyncio.get_running_loop()
+        twins = [self.repository.find(twin) for twin in query.twins]
+        pending: set[concurrent.futures.Future[Answer]] = set()
+        closed = False
+
+        def ask(number: int, batch: Batch) -> Answer:
+            if closed:
+                raise Cancelled("the optimisation was cancelled")
+            submitted = self._batchers[twins[number].identity].submit(batch, deadline, bulk=True)
+            answer = asyncio.run_coroutine_threadsafe(submitted, loop)
+            pending.add(answer)
+            try:
+                return answer.result()
+            except concurrent.futures.CancelledError:
+                raise Cancelled("the optimisation was cancelled") from None
+            finally:
+                pending.discard(answer)
+
+        events = optimize(query, twins, self.limits, ask)
+        try:
+            # Steps are taken in a thread of their own: between two of them the images are worked on.
+            while (event := await loop.run_in_executor(self._optimizers, next, events, None)) is not None:
+                yield event
+        finally:
+            closed = True
+            for answer in list(pending):
+                answer.cancel()
+
     async def drain(self) -> None:
         """Refuse new work, finish what was taken, stop."""
         self.ready = False
         await asyncio.gather(*(batcher.drain() for batcher in self._batchers.values()))
         self._executor.shutdown()
+        self._optimizers.shutdown(wait=False)
 
     def _recorder(self, twin: Twin) -> Callable[[int, float], None]:
         labels = (twin.identity.mouse, twin.identity.model)

@@ -25,11 +25,14 @@ _SUPPLY = "export the twin again with --statistics or --dataset"
 class Limits:
     """How much one request may ask for.
 
-    response_bytes bounds responses and gradients; request_bytes bounds the encoded request and what it expands to.
+    response_bytes bounds responses and gradients; request_bytes bounds the encoded request and what it expands to;
+    optimize_images the images × conditions × twins of an optimisation's step, optimize_steps its steps.
     """
 
     request_bytes: int = 64 << 20
     response_bytes: int = 256 << 20
+    optimize_images: int = 1024
+    optimize_steps: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class StimulusReader:
         return bool(moments.mean and moments.std)
 
     @property
+    def gray_levels(self) -> tuple[float, float]:
+        """Mean and standard deviation of raw images; known where `takes_raw`."""
+        moments = self._statistics.images
+        return moments.mean[0], moments.std[0]
+
+    @property
     def required(self) -> tuple[str, ...]:
         """Inputs that must be sent, having no default."""
         return ("images", *(("behavior",) if self._inputs.behavior and not self._has_default_behavior else ()))
@@ -88,16 +97,18 @@ class StimulusReader:
             PayloadTooLarge: the answer would be over the limit.
         """
         count = self._count(query.images)
-        columns = self._columns(query, count)
+        columns = None
+        if query.neurons is not None or query.unit_ids is not None:
+            for field in ("neurons", "unit_ids"):
+                _check_once_each(getattr(query, field), field, count)
+            columns = self.columns(query.neurons, query.unit_ids)
         space = self._space(query)
         answered = self._neurons if columns is None else columns.shape[-1]
         with_gradient = isinstance(query, GradientQuery)
         self._check_answer_size(count, answered, query.images[0].size if with_gradient else 0)
         cotangent = _cotangent(query.cotangent, count, answered) if isinstance(query, GradientQuery) else None
-        images = self._images(query.images, space)
-        behavior, default_behavior = self._behavior(query.behavior, space, count)
-        pupil_center, default_pupil = self._pupil_center(query.pupil_center, space, count)
-        defaults = (*(("behavior",) if default_behavior else ()), *(("pupil_center",) if default_pupil else ()))
+        images = self.images(query.images, space)
+        behavior, pupil_center, defaults = self.conditions(query.behavior, query.pupil_center, space, count)
         batch = Batch(images, behavior, pupil_center, columns, cotangent)
         return Stimulus(batch, defaults, space, query.images.shape)
 
@@ -151,7 +162,8 @@ class StimulusReader:
             raise InvalidArgument("images: there are none, expected at least one", field="images")
         return len(images)
 
-    def _images(self, images: NDArray[Any], space: Space) -> Float:
+    def images(self, images: NDArray[Any], space: Space) -> Float:
+        """Images (N, H, W) or (N, 1, H, W) as the network takes them, (N, 1, H, W). Raises InvalidArgument."""
         size = images.shape[-2:]
         accepted = {self._native, self._shown} if space is Space.RAW else {self._native}
         if size not in accepted:
@@ -163,18 +175,34 @@ class StimulusReader:
         values = _finite(images, "images").reshape(len(images), self._inputs.channels, *size)
         if space is Space.MODEL:
             return values
-        if not self.takes_raw:
-            raise InvalidArgument(
-                f"space: raw images need the twin's image statistics, which its bundle lacks; {_SUPPLY}, or send "
-                "space 'model'",
-                field="space",
-            )
+        self.check_takes_raw()
         low, high = float(values.min()), float(values.max())
         if low < 0 or high > 255:
             raise InvalidArgument(
                 f"images: raw gray levels run from {low:g} to {high:g}, expected 0 to 255", field="images"
             )
         return _normalise(rescale(values, self._native), self._statistics.images, subtract_mean=True)
+
+    def check_takes_raw(self) -> None:
+        """Raises InvalidArgument where the statistics that raw images need are not known."""
+        if not self.takes_raw:
+            raise InvalidArgument(
+                f"space: raw images need the twin's image statistics, which its bundle lacks; {_SUPPLY}, or send "
+                "space 'model'",
+                field="space",
+            )
+
+    def conditions(
+        self, behavior: NDArray[Any] | None, pupil_center: NDArray[Any] | None, space: Space, count: int
+    ) -> tuple[Float | None, Float | None, tuple[str, ...]]:
+        """Behavior (count, B) and pupil center (count, 2) as the network takes them, and which stand at a default.
+
+        Raises InvalidArgument.
+        """
+        behavior, default_behavior = self._behavior(behavior, space, count)
+        pupil_center, default_pupil = self._pupil_center(pupil_center, space, count)
+        defaults = (*(("behavior",) if default_behavior else ()), *(("pupil_center",) if default_pupil else ()))
+        return behavior, pupil_center, defaults
 
     def _behavior(self, given: NDArray[Any] | None, space: Space, count: int) -> tuple[Float | None, bool]:
         names, moments = self._inputs.behavior, self._statistics.behavior
@@ -226,18 +254,18 @@ class StimulusReader:
                 field=field,
             )
 
-    def _columns(self, query: PredictQuery, count: int) -> NDArray[np.intp] | None:
-        if query.neurons is not None and query.unit_ids is not None:
+    def columns(self, neurons: NDArray[Any] | None, unit_ids: NDArray[Any] | None) -> NDArray[np.intp]:
+        """The columns that neurons or unit ids of any shape mean; one of the two is given. Raises InvalidArgument."""
+        if neurons is not None and unit_ids is not None:
             raise InvalidArgument("unit_ids: given together with neurons, expected one of the two", field="unit_ids")
-        if query.neurons is not None:
-            neurons = _integers(query.neurons, "neurons", count)
-            wrong = neurons[(neurons < 0) | (neurons >= self._neurons)]
-            if wrong.size:
-                raise InvalidArgument(f"neurons: {wrong[0]}, expected 0 to {self._neurons - 1}", field="neurons")
-            return neurons.astype(np.intp)
-        if query.unit_ids is not None:
-            return self._columns_of_units(_integers(query.unit_ids, "unit_ids", count))
-        return None
+        if neurons is None:
+            assert unit_ids is not None
+            return self._columns_of_units(_integers(unit_ids, "unit_ids"))
+        neurons = _integers(neurons, "neurons")
+        wrong = neurons[(neurons < 0) | (neurons >= self._neurons)]
+        if wrong.size:
+            raise InvalidArgument(f"neurons: {wrong[0]}, expected 0 to {self._neurons - 1}", field="neurons")
+        return neurons.astype(np.intp)
 
     def _columns_of_units(self, unit_ids: NDArray[Any]) -> NDArray[np.intp]:
         if self._column_of is None:
@@ -339,17 +367,22 @@ def _cotangent(given: NDArray[Any], count: int, answered: int) -> Float:
     return _per_image(_finite(given, "cotangent"), count)
 
 
-def _integers(values: NDArray[Any], field: str, count: int) -> NDArray[Any]:
-    """Checked neurons or unit ids, (K,) or (N, 1)."""
+def _integers(values: NDArray[Any], field: str) -> NDArray[Any]:
+    if values.dtype.kind not in "ui":
+        raise InvalidArgument(f"{field}: dtype is {values.dtype.name}, expected whole numbers", field=field)
+    return values
+
+
+def _check_once_each(values: NDArray[Any] | None, field: str, count: int) -> None:
+    """That neurons or unit ids are (K,) without repetition, or (N, 1)."""
+    if values is None:
+        return
     each = values.ndim == 2
     if values.size == 0 or not (values.ndim == 1 or values.shape == (count, 1)):
         raise InvalidArgument(
             f"{field}: shape {values.shape}, expected a list of at least one, or ({count}, 1) for one an image",
             field=field,
         )
-    if values.dtype.kind not in "ui":
-        raise InvalidArgument(f"{field}: dtype is {values.dtype.name}, expected whole numbers", field=field)
     unique, counts = np.unique(values, return_counts=True)
     if (counts > 1).any() and not each:
         raise InvalidArgument(f"{field}: {unique[counts > 1][0]} is repeated, expected each once", field=field)
-    return values

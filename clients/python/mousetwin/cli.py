@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_mice(commands)
     _add_predict(commands)
+    _add_mei(commands)
     for entry_point in sorted(entry_points(group="mousetwin.commands"), key=lambda e: e.name):
         entry_point.load()(commands)
     args = parser.parse_args(argv)
@@ -106,6 +107,55 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
     _add_server(parser)
     parser.set_defaults(run=_run_predict)
+
+
+def _add_mei(commands: Any) -> None:
+    parser = commands.add_parser("mei", help="most-exciting images of chosen neurons")
+    parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--version", default=None, help="default: the newest")
+    parser.add_argument("--neurons", type=_integers, metavar="I,J,…", help="0-based columns, one image each")
+    parser.add_argument("--unit-ids", type=_integers, metavar="I,J,…", help="the recording's own ids instead")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".npz to write")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="picture to draw (needs the plot extra)")
+    parser.add_argument("--steps", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--norm", type=float, help="L2 norm in the units of the space (default: 10 in model units)")
+    parser.add_argument("--behavior", type=_numbers, metavar="X,Y,…", help="condition (default: the mean)")
+    parser.add_argument("--pupil-center", type=_numbers, metavar="X,Y", help="condition (default: the mean)")
+    parser.add_argument("--space", choices=["raw", "model"], help="units of all of this (default: model)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    _add_server(parser)
+    parser.set_defaults(run=_run_mei)
+
+
+def _run_mei(args: argparse.Namespace) -> int:
+    with _whole_file(args.out) as stream, connect(args.server, timeout=args.timeout) as twins:
+        mouse = twins.mouse(args.mouse, args.model, args.version)
+        found = mouse.optimize(
+            args.neurons,
+            args.unit_ids,
+            behavior=args.behavior,
+            pupil_center=args.pupil_center,
+            space=args.space,
+            seed=args.seed,
+            steps=args.steps,
+            norm=args.norm,
+            progress=ProgressBar("optimizing", unit="steps"),
+        )
+        found.save(stream)
+    if args.plot is not None:
+        found.plot(args.plot)
+    synthetic = " (synthetic mouse)" if found.synthetic else ""
+    for neuron, value in zip(found.neurons[:, 0], found.values, strict=True):
+        print(f"neuron {neuron}: {value:.3f}{synthetic}")
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers separated by commas") from None
 
 
 def _integers(text: str) -> list[int]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 
-from . import wire
+from . import optimization_wire, wire
 from .errors import MousetwinError, Unavailable, from_code
+from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 from .v1 import digital_twin_pb2 as pb
 
@@ -30,6 +31,9 @@ class Stubs:
         self.get_mouse = unary("GetMouse", pb.GetMouseRequest, pb.Mouse)
         self.predict = unary("Predict", pb.PredictRequest, pb.PredictResponse)
         self.gradient = unary("Gradient", pb.GradientRequest, pb.GradientResponse)
+        self.optimize = channel.unary_stream(
+            f"/{wire.SERVICE}/Optimize", pb.OptimizeRequest.SerializeToString, pb.OptimizeResponse.FromString
+        )
         self.session = channel.stream_stream(
             f"/{wire.SERVICE}/Session", pb.SessionRequest.SerializeToString, pb.SessionResponse.FromString
         )
@@ -96,6 +100,17 @@ class GrpcTransport:
             call.cancel()
             # gRPC reads the requests in a thread of its own, which must not be left waiting for room.
             room.release(WINDOW + 1)
+
+    def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
+        self._check_open()
+        call = self._stubs.optimize(optimization_wire.query_to_proto(query), timeout=timeout)
+        try:
+            for response in call:
+                yield optimization_wire.event_from_proto(response)
+        except grpc.RpcError as error:
+            raise translate(error, self._address) from None
+        finally:
+            call.cancel()
 
     def close(self) -> None:
         self._closed = True

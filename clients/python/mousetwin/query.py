@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InvalidArgument
+
 
 class Space(str, Enum):
     """What the numbers of images, behavior and pupil center mean.
@@ -20,6 +22,14 @@ class Space(str, Enum):
 
     RAW = "raw"
     MODEL = "model"
+
+
+def space_of(space: Space | str | None) -> Space | None:
+    """The space of that name. Raises InvalidArgument for any other word."""
+    try:
+        return None if space is None else Space(space)
+    except ValueError:
+        raise InvalidArgument(f"space: {space!r}, expected 'raw' or 'model'", field="space") from None
 
 
 @dataclass(frozen=True)

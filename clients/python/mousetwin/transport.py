@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from .errors import InvalidArgument, Unimplemented
+from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
 
@@ -24,6 +25,10 @@ class Transport(Protocol):
 
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         """Answers in the order of `queries`, the next ones sent while earlier ones are computed."""
+        ...
+
+    def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
+        """Reports, then the result. Closing the iterator ends the optimisation."""
         ...
 
     def close(self) -> None: ...

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
-from . import arrays
-from .errors import InvalidArgument, MousetwinError
+from . import arrays, optimize
+from .errors import MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
-from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .optimization import OptimizeProgress
+from .optimized import Optimized
+from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, space_of
 from .transport import Transport, open_transport
 
 Progress = Callable[[int, int], None]
@@ -164,6 +166,77 @@ class Mouse:
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
         return gradient_of(self._ask(with_cotangent(query, cotangent), timeout, progress))
 
+    def optimize(
+        self,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        *,
+        weights: ArrayLike | None = None,
+        against: ArrayLike | None = None,
+        temperature: float = 1.0,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        space: Space | str | None = None,
+        models: Iterable[str] = (),
+        start: str | ArrayLike = "noise",
+        seed: int = 0,
+        images_each: int = 1,
+        min_share: float = 0.9,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+        on_report: Callable[[OptimizeProgress], None] | None = None,
+        **options: Any,
+    ) -> Optimized:
+        """Images that drive neurons, found on the service by following the gradient.
+
+            found = mouse.optimize(neurons=[3, 14], norm=10.0, steps=100)    # two most-exciting images (MEIs)
+
+        Args:
+            neurons: 0-based columns (N,), one an image; or (N, K), a set an image, whose mean response is driven.
+            unit_ids: the recording's own ids instead.
+            weights: (N, K), or (K,) for all images: what each response counts for, negative to drive it down.
+            against: (N,) or (N, M): neurons, or unit ids, that are to stay behind: a contrastive objective.
+            temperature: of the contrast, in units of response.
+            behavior, pupil_center: the condition (B,) and (2,), or several (C, B) and (C, 2), over which the mean
+                response counts. Default: the training set's mean.
+            space: "model" (default) or "raw" gray levels: of `start`, the constraints, and what comes back.
+            models: further models of this mouse; the mean response of all counts.
+            start: "noise", "gray", or images (N, H, W) at the native size.
+            seed: of noise. The same request gives the same images.
+            images_each: images for each target; if more than one, they are pushed apart while each keeps
+            min_share: of the best one's objective.
+            timeout: seconds for a request of up to 128 images.
+            progress: called with (steps done, steps in all).
+            on_report: called with each report on the way.
+            options: constraints (`norm`, `max_norm`, `std`, `max_std`, `mean`, `low`, `high`, `mask`, `background`) and
+                how the gradient is followed (`steps`, `optimizer`, `step_size`, `blur`, `jitter`, …): the fields of
+                `mousetwin.optimization.Constraints` and `Ascent`, which say what each means. Default: a norm of 10 in
+                model units, 100 steps of normalised gradient ascent.
+
+        Raises:
+            Unimplemented: the twin has no gradient.
+            InvalidArgument: before the first step; the message names the field, what came and what was expected.
+            MousetwinError: any other failure.
+        """
+        query = optimize.build(
+            self.info,
+            neurons,
+            unit_ids,
+            models=models,
+            weights=weights,
+            against=against,
+            temperature=temperature,
+            behavior=behavior,
+            pupil_center=pupil_center,
+            space=space,
+            start=start,
+            seed=seed,
+            images_each=images_each,
+            min_share=min_share,
+            options=options,
+        )
+        return optimize.run(self._transport, self.info, query, timeout or self._timeout, progress, on_report)
+
     def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))
         timeout = timeout or self._timeout
@@ -199,7 +272,7 @@ def build_query(
         arrays.from_nested(images, "images"),
         _optional_array(behavior, "behavior"),
         _optional_array(pupil_center, "pupil_center"),
-        _space(space),
+        space_of(space),
         _optional_array(neurons, "neurons"),
         _optional_array(unit_ids, "unit_ids"),
     )
@@ -220,10 +293,3 @@ def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:
 
 def _optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
     return None if values is None else arrays.from_nested(values, field)
-
-
-def _space(space: Space | str | None) -> Space | None:
-    try:
-        return None if space is None else Space(space)
-    except ValueError:
-        raise InvalidArgument(f"space: {space!r}, expected 'raw' or 'model'", field="space") from None

@@ -36,7 +36,7 @@ def query_to_proto(query: PredictQuery) -> pb.PredictRequest:
         images=arrays.to_proto(query.images),
         behavior=_optional_to_proto(query.behavior),
         pupil_center=_optional_to_proto(query.pupil_center),
-        space=_SPACES[query.space],
+        space=space_to_proto(query.space),
         neurons=_optional_to_proto(query.neurons),
         unit_ids=_optional_to_proto(query.unit_ids),
     )
@@ -48,8 +48,6 @@ def query_from_proto(message: pb.PredictRequest) -> PredictQuery:
     Raises:
         InvalidArgument: an array that cannot be read, or a space this version does not know.
     """
-    if message.space not in _SPACES_BY_VALUE:
-        raise InvalidArgument(f"space: {message.space} is not known, expected RAW (1) or MODEL (2)", field="space")
     if not message.HasField("images"):
         raise InvalidArgument("images: missing", field="images")
     return PredictQuery(
@@ -57,23 +55,34 @@ def query_from_proto(message: pb.PredictRequest) -> PredictQuery:
         images=arrays.from_proto(message.images, "images"),
         behavior=_optional_from_proto(message, "behavior"),
         pupil_center=_optional_from_proto(message, "pupil_center"),
-        space=_SPACES_BY_VALUE[message.space],
+        space=space_from_proto(message.space),
         neurons=_optional_from_proto(message, "neurons"),
         unit_ids=_optional_from_proto(message, "unit_ids"),
     )
 
 
+def space_to_proto(space: Space | None) -> Any:
+    return _SPACES[space]
+
+
+def space_from_proto(value: int) -> Space | None:
+    """Raises InvalidArgument for a space this version does not know."""
+    if value not in _SPACES_BY_VALUE:
+        raise InvalidArgument(f"space: {value} is not known, expected RAW (1) or MODEL (2)", field="space")
+    return _SPACES_BY_VALUE[value]
+
+
 def prediction_to_proto(prediction: Prediction) -> pb.PredictResponse:
     return pb.PredictResponse(
         responses=arrays.to_proto(prediction.responses),
-        twin=_identity_to_proto(prediction.twin),
+        twin=identity_to_proto(prediction.twin),
         defaults=prediction.defaults,
     )
 
 
 def prediction_from_proto(message: pb.PredictResponse) -> Prediction:
     responses = arrays.from_proto(message.responses, "responses")
-    return Prediction(responses, _identity_from_proto(message.twin), tuple(message.defaults))
+    return Prediction(responses, identity_from_proto(message.twin), tuple(message.defaults))
 
 
 def gradient_query_to_proto(query: GradientQuery) -> pb.GradientRequest:
@@ -154,7 +163,7 @@ def ref_from_proto(message: pb.TwinRef) -> TwinRef:
 
 def summary_to_proto(summary: TwinSummary) -> pb.TwinSummary:
     return pb.TwinSummary(
-        twin=_identity_to_proto(summary.twin),
+        twin=identity_to_proto(summary.twin),
         description=summary.description,
         synthetic=summary.synthetic,
         neurons=summary.neurons,
@@ -172,7 +181,7 @@ def summary_to_proto(summary: TwinSummary) -> pb.TwinSummary:
 
 def summary_from_proto(message: pb.TwinSummary) -> TwinSummary:
     return TwinSummary(
-        twin=_identity_from_proto(message.twin),
+        twin=identity_from_proto(message.twin),
         description=message.description,
         synthetic=message.synthetic,
         neurons=message.neurons,
@@ -247,11 +256,11 @@ def _optional_from_proto(message: Any, field: str) -> NDArray[Any] | None:
     return arrays.from_proto(getattr(message, field), field) if message.HasField(field) else None
 
 
-def _identity_to_proto(twin: TwinIdentity) -> pb.TwinIdentity:
+def identity_to_proto(twin: TwinIdentity) -> pb.TwinIdentity:
     return pb.TwinIdentity(mouse=twin.mouse, model=twin.model, version=twin.version, digest=twin.digest)
 
 
-def _identity_from_proto(message: pb.TwinIdentity) -> TwinIdentity:
+def identity_from_proto(message: pb.TwinIdentity) -> TwinIdentity:
     return TwinIdentity(message.mouse, message.model, message.version, message.digest)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from mousetwin import wire
+from mousetwin import optimization_wire, wire
 from mousetwin.errors import InvalidArgument, Unavailable
 from mousetwin.query import GradientAnswer
 from mousetwin.v1 import digital_twin_pb2 as pb
@@ -39,6 +40,7 @@ class DigitalTwinServicer:
             "GetMouse": grpc.unary_unary_rpc_method_handler(self._unary("GetMouse", self._get_mouse)),
             "Predict": grpc.unary_unary_rpc_method_handler(self._unary("Predict", self._predict)),
             "Gradient": grpc.unary_unary_rpc_method_handler(self._unary("Gradient", self._gradient)),
+            "Optimize": grpc.unary_stream_rpc_method_handler(self._optimize),
             "Session": grpc.stream_stream_rpc_method_handler(self._session),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
@@ -46,31 +48,32 @@ class DigitalTwinServicer:
     def _unary(
         self, call: str, answer: Callable[[bytes, float | None], Awaitable[Message]]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        metrics = self._service.metrics
-        seconds = metrics.request_seconds.labels("grpc", call)
-
         async def handle(request: bytes, context: Context) -> bytes:
-            start = time.perf_counter()
-            request_id = new_request_id()
-            code = "OK"
-            try:
-                message = await answer(request, _deadline(context))
-                context.set_trailing_metadata((("request-id", request_id),))
-                return message.SerializeToString()
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            except Exception as failure:
-                error = as_domain_error(failure, request_id)
-                code = error.code
-                trailing = (("request-id", request_id), ("error-field", error.field))
-                await context.abort(grpc_status(error), str(error), trailing)
-                raise  # abort never returns; this tells the type checker
-            finally:
-                metrics.requests.labels("grpc", call, code).inc()
-                seconds.observe(time.perf_counter() - start)
+            async with self._call(call, context):
+                return (await answer(request, _deadline(context))).SerializeToString()
 
         return handle
+
+    @contextlib.asynccontextmanager
+    async def _call(self, call: str, context: Context) -> AsyncIterator[None]:
+        """Counts a call, and ends it with the status of what goes wrong."""
+        start, request_id, code = time.perf_counter(), new_request_id(), "OK"
+        try:
+            yield
+            context.set_trailing_metadata((("request-id", request_id),))
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as failure:
+            error = as_domain_error(failure, request_id)
+            code = error.code
+            await context.abort(
+                grpc_status(error), str(error), (("request-id", request_id), ("error-field", error.field))
+            )
+        finally:
+            metrics = self._service.metrics
+            metrics.requests.labels("grpc", call, code).inc()
+            metrics.request_seconds.labels("grpc", call).observe(time.perf_counter() - start)
 
     async def _list_mice(self, request: bytes, deadline: float | None) -> Message:
         _parse(pb.ListMiceRequest, request)
@@ -89,6 +92,13 @@ class DigitalTwinServicer:
         answer = await self._service.answer(query, deadline)
         assert isinstance(answer, GradientAnswer)
         return wire.gradient_to_proto(answer)
+
+    async def _optimize(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        async with self._call("Optimize", context):
+            query = optimization_wire.query_from_proto(_parse(pb.OptimizeRequest, request))
+            async with contextlib.aclosing(self._service.optimize(query, _deadline(context))) as events:
+                async for event in events:
+                    yield optimization_wire.event_to_proto(event).SerializeToString()
 
     async def _session(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Frames are worked on side by side, so that they can share engine runs, and answered in order."""

@@ -125,6 +125,160 @@ class SessionResponse(_message.Message):
     error: Error
     def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., gradient: _Optional[_Union[GradientResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
+class OptimizeRequest(_message.Message):
+    __slots__ = ("twins", "target", "behavior", "pupil_center", "space", "constraints", "start", "ascent", "diversity", "report_every", "report_images")
+    TWINS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
+    PUPIL_CENTER_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    ASCENT_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    REPORT_EVERY_FIELD_NUMBER: _ClassVar[int]
+    REPORT_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    twins: _containers.RepeatedCompositeFieldContainer[TwinRef]
+    target: OptimizeTarget
+    behavior: Array
+    pupil_center: Array
+    space: Space
+    constraints: OptimizeConstraints
+    start: OptimizeStart
+    ascent: OptimizeAscent
+    diversity: OptimizeDiversity
+    report_every: int
+    report_images: bool
+    def __init__(self, twins: _Optional[_Iterable[_Union[TwinRef, _Mapping]]] = ..., target: _Optional[_Union[OptimizeTarget, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., constraints: _Optional[_Union[OptimizeConstraints, _Mapping]] = ..., start: _Optional[_Union[OptimizeStart, _Mapping]] = ..., ascent: _Optional[_Union[OptimizeAscent, _Mapping]] = ..., diversity: _Optional[_Union[OptimizeDiversity, _Mapping]] = ..., report_every: _Optional[int] = ..., report_images: bool = ...) -> None: ...
+
+class OptimizeTarget(_message.Message):
+    __slots__ = ("neurons", "unit_ids", "weights", "against", "temperature")
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    neurons: Array
+    unit_ids: Array
+    weights: Array
+    against: Array
+    temperature: float
+    def __init__(self, neurons: _Optional[_Union[Array, _Mapping]] = ..., unit_ids: _Optional[_Union[Array, _Mapping]] = ..., weights: _Optional[_Union[Array, _Mapping]] = ..., against: _Optional[_Union[Array, _Mapping]] = ..., temperature: _Optional[float] = ...) -> None: ...
+
+class OptimizeConstraints(_message.Message):
+    __slots__ = ("norm", "max_norm", "std", "max_std", "mean", "low", "high", "mask", "background")
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    MAX_NORM_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    MAX_STD_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    norm: float
+    max_norm: float
+    std: float
+    max_std: float
+    mean: float
+    low: float
+    high: float
+    mask: Array
+    background: Array
+    def __init__(self, norm: _Optional[float] = ..., max_norm: _Optional[float] = ..., std: _Optional[float] = ..., max_std: _Optional[float] = ..., mean: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., mask: _Optional[_Union[Array, _Mapping]] = ..., background: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class OptimizeStart(_message.Message):
+    __slots__ = ("kind", "images", "seed", "first_image", "trials", "trial_steps")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TRIALS_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    images: Array
+    seed: int
+    first_image: int
+    trials: int
+    trial_steps: int
+    def __init__(self, kind: _Optional[str] = ..., images: _Optional[_Union[Array, _Mapping]] = ..., seed: _Optional[int] = ..., first_image: _Optional[int] = ..., trials: _Optional[int] = ..., trial_steps: _Optional[int] = ...) -> None: ...
+
+class OptimizeAscent(_message.Message):
+    __slots__ = ("optimizer", "steps", "step_size", "step_size_end", "momentum", "patience", "tolerance", "blur", "blur_end", "fourier", "jitter", "total_variation", "l2")
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STEP_SIZE_END_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    BLUR_FIELD_NUMBER: _ClassVar[int]
+    BLUR_END_FIELD_NUMBER: _ClassVar[int]
+    FOURIER_FIELD_NUMBER: _ClassVar[int]
+    JITTER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_VARIATION_FIELD_NUMBER: _ClassVar[int]
+    L2_FIELD_NUMBER: _ClassVar[int]
+    optimizer: str
+    steps: int
+    step_size: float
+    step_size_end: float
+    momentum: float
+    patience: int
+    tolerance: float
+    blur: float
+    blur_end: float
+    fourier: float
+    jitter: int
+    total_variation: float
+    l2: float
+    def __init__(self, optimizer: _Optional[str] = ..., steps: _Optional[int] = ..., step_size: _Optional[float] = ..., step_size_end: _Optional[float] = ..., momentum: _Optional[float] = ..., patience: _Optional[int] = ..., tolerance: _Optional[float] = ..., blur: _Optional[float] = ..., blur_end: _Optional[float] = ..., fourier: _Optional[float] = ..., jitter: _Optional[int] = ..., total_variation: _Optional[float] = ..., l2: _Optional[float] = ...) -> None: ...
+
+class OptimizeDiversity(_message.Message):
+    __slots__ = ("group", "min_share")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    group: Array
+    min_share: float
+    def __init__(self, group: _Optional[_Union[Array, _Mapping]] = ..., min_share: _Optional[float] = ...) -> None: ...
+
+class OptimizeResponse(_message.Message):
+    __slots__ = ("progress", "result")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    progress: OptimizeProgress
+    result: OptimizeResult
+    def __init__(self, progress: _Optional[_Union[OptimizeProgress, _Mapping]] = ..., result: _Optional[_Union[OptimizeResult, _Mapping]] = ...) -> None: ...
+
+class OptimizeProgress(_message.Message):
+    __slots__ = ("step", "steps", "values", "images")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    steps: int
+    values: Array
+    images: Array
+    def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., values: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class OptimizeResult(_message.Message):
+    __slots__ = ("images", "responses", "values", "trace", "twins", "defaults", "record")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    TWINS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    images: Array
+    responses: Array
+    values: Array
+    trace: Array
+    twins: _containers.RepeatedCompositeFieldContainer[TwinIdentity]
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    record: str
+    def __init__(self, images: _Optional[_Union[Array, _Mapping]] = ..., responses: _Optional[_Union[Array, _Mapping]] = ..., values: _Optional[_Union[Array, _Mapping]] = ..., trace: _Optional[_Union[Array, _Mapping]] = ..., twins: _Optional[_Iterable[_Union[TwinIdentity, _Mapping]]] = ..., defaults: _Optional[_Iterable[str]] = ..., record: _Optional[str] = ...) -> None: ...
+
 class Error(_message.Message):
     __slots__ = ("code", "message", "field", "request_id")
     CODE_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,204 @@
+"""From `mouse.optimize(...)` to requests of a size that the service takes, and their answers put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import arrays
+from .errors import Internal, InvalidArgument
+from .optimization import (
+    Ascent,
+    Constraints,
+    Diversity,
+    OptimizeProgress,
+    OptimizeQuery,
+    OptimizeResult,
+    Start,
+    Target,
+)
+from .optimized import Optimized
+from .query import MouseInfo, Space, TwinRef, space_of
+from .transport import Transport
+
+# Images × conditions × twins in one request: enough to fill the engine, few enough to be told of progress.
+_RUNS = 128
+_CONSTRAINTS = frozenset(field.name for field in fields(Constraints))
+_ASCENT = frozenset(field.name for field in fields(Ascent))
+
+
+def build(
+    info: MouseInfo,
+    neurons: ArrayLike | None,
+    unit_ids: ArrayLike | None,
+    *,
+    models: Iterable[str],
+    weights: ArrayLike | None,
+    against: ArrayLike | None,
+    temperature: float,
+    behavior: ArrayLike | None,
+    pupil_center: ArrayLike | None,
+    space: Space | str | None,
+    start: str | ArrayLike,
+    seed: int,
+    images_each: int,
+    min_share: float,
+    options: dict[str, Any],
+) -> OptimizeQuery:
+    """The query of an `optimize` call, however many images it is of. Raises InvalidArgument for what cannot be read."""
+    if images_each < 1:
+        raise InvalidArgument(f"images_each: {images_each}, expected at least 1", field="images_each")
+    twin = info.summary.twin
+    target = Target(
+        neurons=_rows(neurons, "neurons", images_each),
+        unit_ids=_rows(unit_ids, "unit_ids", images_each),
+        weights=_array(weights, "weights"),
+        against=_rows(against, "against", images_each),
+        temperature=temperature,
+    )
+    unknown = options.keys() - _CONSTRAINTS - _ASCENT
+    if unknown:
+        known = ", ".join(sorted(_CONSTRAINTS | _ASCENT))
+        raise InvalidArgument(f"{min(unknown)}: not known, expected one of {known}", field=min(unknown))
+    given: dict[str, Any] = {
+        name: _array(v, name) if name in ("mask", "background") else v for name, v in options.items()
+    }
+    named = target.neurons if target.neurons is not None else target.unit_ids
+    count = 0 if named is None else len(named)
+    return OptimizeQuery(
+        twins=(
+            TwinRef(twin.mouse, twin.model, twin.version),
+            *(TwinRef(twin.mouse, model) for model in models if model != twin.model),
+        ),
+        target=target,
+        behavior=_array(behavior, "behavior"),
+        pupil_center=_array(pupil_center, "pupil_center"),
+        space=space_of(space),
+        constraints=Constraints(**{n: v for n, v in given.items() if n in _CONSTRAINTS}),
+        start=Start(kind=start, seed=seed)
+        if isinstance(start, str)
+        else Start(images=arrays.from_nested(start, "start"), seed=seed),
+        ascent=Ascent(**{n: v for n, v in given.items() if n in _ASCENT}),
+        diversity=Diversity(np.arange(count) // images_each if images_each > 1 else None, min_share),
+    )
+
+
+def run(
+    transport: Transport,
+    info: MouseInfo,
+    query: OptimizeQuery,
+    timeout: float | None,
+    progress: Callable[[int, int], None] | None,
+    on_report: Callable[[OptimizeProgress], None] | None,
+) -> Optimized:
+    """Ask in as many requests as it takes, one after the other.
+
+    Args:
+        transport, info: the twin.
+        query: of any number of images.
+        timeout: seconds for each request.
+        progress: called with (steps done, steps in all), over all requests.
+        on_report: called with each report; its images and values are of the request it is about.
+    """
+    parts = split(query)
+    results, steps = [], query.ascent.steps
+    for number, part in enumerate(parts):
+        result = None
+        with closing(transport.optimize(part, timeout)) as events:  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, OptimizeResult):
+                    result = event
+                    continue
+                if progress is not None and event.step < steps:
+                    progress(number * steps + event.step, len(parts) * steps)
+                if on_report is not None:
+                    on_report(event)
+        if result is None:
+            raise Internal("the service ended an optimisation without a result")
+        results.append(result)
+        if progress is not None:
+            progress((number + 1) * steps, len(parts) * steps)
+    return _together(info, query, results)
+
+
+def split(query: OptimizeQuery) -> list[OptimizeQuery]:
+    """Requests of a size that the service takes; the query itself where it is one, or is not for us to read."""
+    target = query.target
+    rows = target.neurons if target.neurons is not None else target.unit_ids
+    conditions = max(len(c) if c is not None and c.ndim == 2 else 1 for c in (query.behavior, query.pupil_center))
+    size = max(1, _RUNS // max(1, conditions * len(query.twins)))
+    if rows is None or rows.ndim != 2 or len(rows) <= size:
+        return [query]
+    group = query.diversity.group
+    if group is not None:
+        # A group stays together.
+        each = int((group == group[0]).sum())
+        size = max(each, size // each * each)
+    return [_part(query, i, min(i + size, len(rows)), len(rows)) for i in range(0, len(rows), size)]
+
+
+def _part(query: OptimizeQuery, start: int, stop: int, count: int) -> OptimizeQuery:
+    def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
+        return values[start:stop] if values is not None and values.ndim > 1 and len(values) == count else values
+
+    rows: Any = {n: cut(getattr(query.target, n)) for n in ("neurons", "unit_ids", "weights", "against")}
+    target = replace(query.target, **rows)
+    group = query.diversity.group
+    return replace(
+        query,
+        target=target,
+        start=replace(query.start, images=cut(query.start.images), first_image=query.start.first_image + start),
+        diversity=replace(query.diversity, group=None if group is None else group[start:stop]),
+    )
+
+
+def _together(info: MouseInfo, query: OptimizeQuery, results: list[OptimizeResult]) -> Optimized:
+    longest = max(len(result.trace) for result in results)
+    trace = [
+        np.pad(result.trace, ((0, longest - len(result.trace)), (0, 0)), constant_values=np.nan) for result in results
+    ]
+    target = query.target
+    named = target.neurons if target.neurons is not None else target.unit_ids
+    assert named is not None
+    return Optimized(
+        images=np.concatenate([result.images for result in results]),
+        responses=np.concatenate([result.responses for result in results]),
+        values=np.concatenate([result.values for result in results]),
+        trace=np.concatenate(trace, 1),
+        neurons=named.astype(np.int64),
+        space=query.space or Space.MODEL,
+        records=tuple(json.loads(result.record) for result in results),
+        synthetic=info.summary.synthetic,
+        field_center=_centers(info, named[:, 0], by_unit=target.neurons is None),
+        field_size=info.receptive_field_size,
+    )
+
+
+def _centers(info: MouseInfo, named: NDArray[Any], *, by_unit: bool) -> NDArray[np.float32]:
+    if info.receptive_field_center is None:
+        return np.full((len(named), 2), np.nan, np.float32)
+    columns = named
+    if by_unit:
+        assert info.unit_ids is not None
+        order = np.argsort(info.unit_ids)
+        columns = order[np.searchsorted(info.unit_ids, named, sorter=order)]
+    return np.asarray(info.receptive_field_center[columns], np.float32)
+
+
+def _array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
+    return None if values is None else arrays.from_nested(values, field)
+
+
+def _rows(values: ArrayLike | None, field: str, each: int) -> NDArray[Any] | None:
+    """A row an image: single numbers are one neuron an image."""
+    found = _array(values, field)
+    if found is None:
+        return None
+    found = found.reshape(-1, 1) if found.ndim < 2 else found
+    return np.repeat(found, each, 0)

@@ -100,7 +100,7 @@ class Optimized:
             raise Unimplemented("plots need matplotlib: pip install 'mousetwin[plot]'", field="plot") from None
         count, columns = len(self.images), min(columns, len(self.images))
         rows = -(-count // columns)
-        figure = Figure(figsize=(2.6 * columns, 1.9 * rows + 0.4), layout="constrained")
+        figure = Figure(figsize=(2.6 * columns, 1.75 * rows + 0.3), layout="constrained")
         low, high = self._range()
         for n, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")

@@ -10,7 +10,7 @@ from mousetwin.optimization import Ascent
 from numpy.typing import NDArray
 
 from .constraints import Constraints, Double, norm
-from .filters import penalty, smooth
+from .filters import penalty, penalty_gradient, smooth
 from .objective import Ask, Objective, Valued
 
 _TINY = 1e-12
@@ -54,10 +54,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """Each image's best (N, H, W), its objective (N,), responses (N, K), the objective by step, and why it stopped."""
+    """Each image's best (N, H, W) and what it is worth.
+
+    values: the objective (N,). scores: with the penalties taken off. responses: (N, K). trace: the objective by step.
+    stopped: why.
+    """
 
     images: Double
     values: Double
+    scores: Double
     responses: Double
     trace: Double
     stopped: str
@@ -67,13 +72,13 @@ class _Best:
     """The best that each image has been, so far."""
 
     def __init__(self, count: int) -> None:
-        self.values = np.full(count, -np.inf)
+        self.scores = np.full(count, -np.inf)
         self.images: Double | None = None
 
-    def take(self, images: Double, values: Double, better: NDArray[np.bool_]) -> None:
+    def take(self, images: Double, scores: Double, better: NDArray[np.bool_]) -> None:
         self.images = images.copy() if self.images is None else self.images
         self.images[better] = images[better]
-        self.values = np.where(better, values, self.values)
+        self.scores = np.where(better, scores, self.scores)
 
 
 def ascend(plan: Plan, ask: Ask) -> Iterator[Step | Found]:
@@ -94,19 +99,21 @@ def ascend(plan: Plan, ask: Ask) -> Iterator[Step | Found]:
         valued = _differentiate(plan, images, [(0, 0)] * len(images) if last else shifts, ask)
         trace.append(valued.values)
         differing = mover.differing(number)
-        good = valued.values >= mover.floor(best.values) if differing else valued.values > best.values
-        best.take(images, valued.values, good & constraints.kept(images))
+        scores = valued.values - penalty(images, ascent, constraints.center)
+        good = scores >= mover.floor(best.scores) if differing else scores > best.scores
+        best.take(images, scores, good & constraints.kept(images))
         yield Step(number, valued.values, constraints.shown(images))
-        if len(trace) == 1 or (best.values > mark + ascent.tolerance * np.abs(mark)).any():
-            improved, mark = number, best.values.copy()
+        if len(trace) == 1 or (best.scores > mark + ascent.tolerance * np.abs(mark)).any():
+            improved, mark = number, best.scores.copy()
         if last or (ascent.patience and not differing and number - improved >= ascent.patience):
             stopped = "steps" if last else "patience"
             break
-        images = constraints.project(images + mover.step(number, images, valued))
+        images = constraints.project(images + mover.step(number, images, valued, scores))
     assert best.images is not None
     shown = constraints.shown(best.images)
     final = plan.objective.value(shown, ask)
-    yield Found(shown, final.values, final.responses, np.stack(trace), stopped)
+    scores = final.values - penalty(best.images, ascent, constraints.center)
+    yield Found(shown, final.values, scores, final.responses, np.stack(trace), stopped)
 
 
 def _tried(plan: Plan, ask: Ask) -> Double:
@@ -130,7 +137,7 @@ def _tried(plan: Plan, ask: Ask) -> Double:
     )
     *_, found = ascend(trial, ask)
     assert isinstance(found, Found)
-    best = found.values.reshape(-1, plan.trials).argmax(1)
+    best = found.scores.reshape(-1, plan.trials).argmax(1)
     return np.asarray(found.images.reshape(-1, plan.trials, *found.images.shape[1:])[np.arange(len(best)), best])
 
 
@@ -165,22 +172,28 @@ class _Mover:
             self._floor = tops - (1 - self._plan.min_share) * np.abs(tops)
         return self._floor
 
-    def step(self, number: int, images: Double, valued: Valued) -> Double:
+    def step(self, number: int, images: Double, valued: Valued, scores: Double) -> Double:
         """What to add to images (N, H, W)."""
         ascent, constraints = self._plan.ascent, self._plan.constraints
         assert valued.gradient is not None
         gradient = valued.gradient
         if ascent.l2 or ascent.total_variation:
-            gradient = gradient - constraints.mask * penalty(images, ascent, constraints.center)
+            gradient = gradient - constraints.mask * penalty_gradient(images, ascent, constraints.center)
         progress = number / ascent.steps
         gradient = smooth(gradient, ascent, progress)
         if self.differing(number):
-            gradient = self._apart(images, gradient, valued.values)
+            gradient = self._apart(images, gradient, scores)
         size = ascent.step_size_end + (ascent.step_size - ascent.step_size_end) * (1 - progress) ** 2
-        return size * constraints.reference * self._direction(number, gradient)
+        return size * constraints.reference * self._direction(number, images, gradient)
 
-    def _direction(self, number: int, gradient: Double) -> Double:
+    def _direction(self, number: int, images: Double, gradient: Double) -> Double:
+        constraints = self._plan.constraints
         if self._plan.ascent.optimizer == "adam":
+            if constraints.size is not None and not constraints.capped:
+                # What only changes the size is undone anyway; Adam would weigh its pixels as if it were not.
+                along = constraints.mask * (images - constraints.center)
+                along = along / (norm(along) + _TINY)
+                gradient = gradient - (gradient * along).sum((1, 2), keepdims=True) * along
             first, second = 0.9, 0.999
             self._velocity = first * self._velocity + (1 - first) * gradient
             self._squares = second * self._squares + (1 - second) * gradient**2
@@ -191,7 +204,7 @@ class _Mover:
         self._velocity = self._plan.ascent.momentum * self._velocity + gradient / (norm(gradient) + _TINY)
         return self._velocity
 
-    def _apart(self, images: Double, gradient: Double, values: Double) -> Double:
+    def _apart(self, images: Double, gradient: Double, scores: Double) -> Double:
         """Away from the others of the group where an image can afford it, up where it cannot."""
         group, constraints = self._plan.group, self._plan.constraints
         assert group is not None
@@ -205,7 +218,7 @@ class _Mover:
             # Down the mean cosine to the others, and neither up nor down the objective.
             away = -others.mean(0) if len(others) else np.zeros_like(unit[n])
             away = away - (away * up[n]).sum() * up[n]
-            moved[n] = constraints.mask * away if values[n] > self._floor[n] else gradient[n]
+            moved[n] = constraints.mask * away if scores[n] > self._floor[n] else gradient[n]
         return moved
 
 

@@ -26,7 +26,13 @@ def smooth(gradient: Double, ascent: Ascent, progress: float) -> Double:
 
 
 def penalty(images: Double, ascent: Ascent, center: float) -> Double:
-    """The gradient of what is taken off the objective: total variation and squared differences from `center`."""
+    """What is taken off the objective of images (N, H, W): total variation and squared differences from `center`."""
+    variation = sum(np.abs(np.diff(images, axis=axis)).sum((1, 2)) for axis in (1, 2))
+    return np.asarray(ascent.total_variation * variation + ascent.l2 * ((images - center) ** 2).sum((1, 2)))
+
+
+def penalty_gradient(images: Double, ascent: Ascent, center: float) -> Double:
+    """The gradient of `penalty`, (N, H, W)."""
     found = 2 * ascent.l2 * (images - center)
     if ascent.total_variation > 0:
         for axis in (1, 2):

@@ -31,6 +31,7 @@ from .transport import Transport
 _RUNS = 128
 _CONSTRAINTS = frozenset(field.name for field in fields(Constraints))
 _ASCENT = frozenset(field.name for field in fields(Ascent))
+_START = frozenset({"trials", "trial_steps"})
 
 
 def build(
@@ -62,9 +63,9 @@ def build(
         against=_rows(against, "against", images_each),
         temperature=temperature,
     )
-    unknown = options.keys() - _CONSTRAINTS - _ASCENT
+    unknown = options.keys() - _CONSTRAINTS - _ASCENT - _START
     if unknown:
-        known = ", ".join(sorted(_CONSTRAINTS | _ASCENT))
+        known = ", ".join(sorted(_CONSTRAINTS | _ASCENT | _START))
         raise InvalidArgument(f"{min(unknown)}: not known, expected one of {known}", field=min(unknown))
     given: dict[str, Any] = {
         name: _array(v, name) if name in ("mask", "background") else v for name, v in options.items()
@@ -81,9 +82,12 @@ def build(
         pupil_center=_array(pupil_center, "pupil_center"),
         space=space_of(space),
         constraints=Constraints(**{n: v for n, v in given.items() if n in _CONSTRAINTS}),
-        start=Start(kind=start, seed=seed)
-        if isinstance(start, str)
-        else Start(images=arrays.from_nested(start, "start"), seed=seed),
+        start=Start(
+            kind=start if isinstance(start, str) else Start.kind,
+            images=None if isinstance(start, str) else arrays.from_nested(start, "start"),
+            seed=seed,
+            **{n: v for n, v in given.items() if n in _START},
+        ),
         ascent=Ascent(**{n: v for n, v in given.items() if n in _ASCENT}),
         diversity=Diversity(np.arange(count) // images_each if images_each > 1 else None, min_share),
     )

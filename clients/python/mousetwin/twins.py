@@ -208,10 +208,11 @@ class Mouse:
             timeout: seconds for a request of up to 128 images.
             progress: called with (steps done, steps in all).
             on_report: called with each report on the way.
-            options: constraints (`norm`, `max_norm`, `std`, `max_std`, `mean`, `low`, `high`, `mask`, `background`) and
-                how the gradient is followed (`steps`, `optimizer`, `step_size`, `blur`, `jitter`, …): the fields of
-                `mousetwin.optimization.Constraints` and `Ascent`, which say what each means. Default: a norm of 10 in
-                model units, 100 steps of normalised gradient ascent.
+            options: constraints (`norm`, `max_norm`, `std`, `max_std`, `mean`, `low`, `high`, `mask`, `background`),
+                how the gradient is followed (`steps`, `optimizer`, `step_size`, `blur`, `jitter`, …), and the start's
+                `trials` and `trial_steps`: the fields of `mousetwin.optimization.Constraints`, `Ascent` and `Start`,
+                which say what each means. Default: a norm of 10 in model units, 100 steps of normalised gradient
+                ascent, begun from the best of 8 noise images.
 
         Raises:
             Unimplemented: the twin has no gradient.

@@ -14,6 +14,7 @@ import mousetwin
 import numpy as np
 import pytest
 from mousetwin.cli import main
+from mousetwin.optimized import Optimized
 from numpy.testing import assert_allclose
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 36, 64)).astype(np.uint8)
@@ -151,6 +152,24 @@ def test_flags_that_cannot_be_read_show_the_usage(
         run("images.npy", "--mouse", "demo", "--out", "responses.npy", *arguments)
     assert caught.value.code == 2
     assert "usage: mousetwin predict" in capsys.readouterr().err
+
+
+def test_most_exciting_images_to_a_file(
+    server_address: str, mouse: mousetwin.Mouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--mouse", "demo", "--neurons", "3,14", "--out", str(tmp_path / "meis.npz"), "--steps", "12"]
+    assert main(["mei", *arguments, "--norm", "6", "--behavior", "0,0,0", "--server", server_address]) == 0
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.out.splitlines()] == ["demo neuron 3", "demo neuron 14"]
+    assert "synthetic mouse" in printed.out
+    assert "12/12 steps" in printed.err
+    saved = Optimized.load(tmp_path / "meis.npz")
+    assert_allclose(np.linalg.norm(saved.images, axis=(1, 2)), 6, rtol=1e-3)
+    found = mouse.predict(saved.images, [0, 0, 0], neurons=[3, 14], space="model")
+    assert_allclose(found.diagonal(), saved.values, atol=1e-4)
+    assert main(["mei", *arguments, "--norm", "-1", "--server", server_address]) == 1
+    assert capsys.readouterr().err.startswith("mousetwin: norm: -1")
+    assert Optimized.load(tmp_path / "meis.npz").values.tolist() == saved.values.tolist()
 
 
 def test_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_reflection_tells_the_contract(service: Service) -> None:
         found = ask(file_containing_symbol="mousetwin.v1.DigitalTwin").file_descriptor_response.file_descriptor_proto
         files = [FileDescriptorProto.FromString(data) for data in found]
         methods = {m.name for f in files for s in f.service for m in s.method}
-        assert methods == {"ListMice", "GetMouse", "Predict", "Gradient", "Session"}
+        assert methods == {"ListMice", "GetMouse", "Predict", "Gradient", "Session", "Optimize"}
 
 
 def test_pages_and_probes(service: Service) -> None:

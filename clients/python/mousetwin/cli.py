@@ -147,7 +147,7 @@ def _run_mei(args: argparse.Namespace) -> int:
         found.plot(args.plot)
     synthetic = " (synthetic mouse)" if found.synthetic else ""
     for neuron, value in zip(found.neurons[:, 0], found.values, strict=True):
-        print(f"neuron {neuron}: {value:.3f}{synthetic}")
+        print(f"{args.mouse} neuron {neuron}: {value:.3f}{synthetic}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,9 +45,31 @@ class LocalTransport:
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         return (self.ask(query, timeout) for query in queries)
 
+    def open_stream(self, wait: float) -> LocalStream:
+        return LocalStream(self)
+
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
         twins = [self._repository.find(twin) for twin in query.twins]
         return optimize(query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch))
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+class LocalStream:
+    """Frames that are answered when their answers are asked for."""
+
+    broken = False
+
+    def __init__(self, transport: LocalTransport) -> None:
+        self._transport = transport
+        self._frames: deque[PredictQuery] = deque()
+
+    def send(self, query: PredictQuery) -> None:
+        self._frames.append(query)
+
+    def receive(self) -> Prediction:
+        return self._transport.ask(self._frames.popleft(), None)
+
+    def close(self) -> None:
+        self._frames.clear()

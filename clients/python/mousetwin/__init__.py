@@ -25,7 +25,9 @@ from .errors import (
     Unimplemented,
 )
 from .frames import Gradient, Responses
+from .optimized import Optimized
 from .query import GraphReport, Moments, MouseInfo, Space, TwinIdentity, TwinSummary
+from .session import Session
 from .twins import Mouse, Twins, connect
 
 __all__ = [
@@ -40,9 +42,11 @@ __all__ = [
     "MouseInfo",
     "MousetwinError",
     "NotFound",
+    "Optimized",
     "PayloadTooLarge",
     "ResourceExhausted",
     "Responses",
+    "Session",
     "Space",
     "TwinIdentity",
     "TwinSummary",

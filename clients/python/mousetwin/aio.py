@@ -19,11 +19,12 @@ import grpc.aio
 from numpy.typing import ArrayLike
 
 from . import wire
+from .build import build_query, columns_of, with_cotangent
 from .errors import DeadlineExceeded, MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
-from .twins import Progress, build_query, columns_of, with_cotangent
+from .twins import Progress
 from .v1 import digital_twin_pb2 as pb
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +18,13 @@ from .v1 import digital_twin_pb2 as pb
 # Frames on their way at once: enough that the engine never waits for the wire, few enough to bound memory.
 WINDOW = 4
 # Sizes are bounded by the service and by how the client frames a batch, not by gRPC's 4 MB default.
-CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A service that comes back is found at once, not after the two minutes that gRPC works up to.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class Stubs:
@@ -54,6 +61,37 @@ def translate(error: grpc.RpcError, address: str) -> MousetwinError:
         field=str(trailing.get("error-field", "")),
         request_id=str(trailing.get("request-id", "")),
     )
+
+
+class GrpcStream:
+    """A `Session` call: frames as they come, one by one."""
+
+    def __init__(self, stubs: Stubs, address: str) -> None:
+        self._address = address
+        self._frames: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
+        self._call = stubs.session(iter(self._frames.get, None))
+        self._sent = 0
+        self.broken = False
+
+    def send(self, query: PredictQuery) -> None:
+        self._frames.put(wire.frame_to_proto(self._sent, query))
+        self._sent += 1
+
+    def receive(self) -> Prediction:
+        try:
+            response = next(self._call)
+        except grpc.RpcError as error:
+            self.broken = True
+            raise translate(error, self._address) from None
+        except StopIteration:
+            self.broken = True
+            raise Unavailable(f"{self._address} ended the stream") from None
+        return wire.answer_from_proto(response)
+
+    def close(self) -> None:
+        # gRPC reads the frames in a thread of its own, which this ends.
+        self._frames.put(None)
+        self._call.cancel()
 
 
 class GrpcTransport:
@@ -100,6 +138,15 @@ class GrpcTransport:
             call.cancel()
             # gRPC reads the requests in a thread of its own, which must not be left waiting for room.
             room.release(WINDOW + 1)
+
+    def open_stream(self, wait: float) -> GrpcStream:
+        self._check_open()
+        if wait > 0:
+            try:
+                grpc.channel_ready_future(self._channel).result(wait)
+            except grpc.FutureTimeoutError:
+                raise Unavailable(f"no answer from {self._address} within {wait:.1f} s") from None
+        return GrpcStream(self._stubs, self._address)
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
         self._check_open()

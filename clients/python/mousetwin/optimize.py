@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import arrays
+from .build import optional_array
 from .errors import Internal, InvalidArgument
 from .optimization import (
     Ascent,
@@ -59,7 +60,7 @@ def build(
     target = Target(
         neurons=_rows(neurons, "neurons", images_each),
         unit_ids=_rows(unit_ids, "unit_ids", images_each),
-        weights=_array(weights, "weights"),
+        weights=optional_array(weights, "weights"),
         against=_rows(against, "against", images_each),
         temperature=temperature,
     )
@@ -68,7 +69,7 @@ def build(
         known = ", ".join(sorted(_CONSTRAINTS | _ASCENT | _START))
         raise InvalidArgument(f"{min(unknown)}: not known, expected one of {known}", field=min(unknown))
     given: dict[str, Any] = {
-        name: _array(v, name) if name in ("mask", "background") else v for name, v in options.items()
+        name: optional_array(v, name) if name in ("mask", "background") else v for name, v in options.items()
     }
     named = target.neurons if target.neurons is not None else target.unit_ids
     count = 0 if named is None else len(named)
@@ -78,8 +79,8 @@ def build(
             *(TwinRef(twin.mouse, model) for model in models if model != twin.model),
         ),
         target=target,
-        behavior=_array(behavior, "behavior"),
-        pupil_center=_array(pupil_center, "pupil_center"),
+        behavior=optional_array(behavior, "behavior"),
+        pupil_center=optional_array(pupil_center, "pupil_center"),
         space=space_of(space),
         constraints=Constraints(**{n: v for n, v in given.items() if n in _CONSTRAINTS}),
         start=Start(
@@ -195,13 +196,9 @@ def _centers(info: MouseInfo, named: NDArray[Any], *, by_unit: bool) -> NDArray[
     return np.asarray(info.receptive_field_center[columns], np.float32)
 
 
-def _array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
-    return None if values is None else arrays.from_nested(values, field)
-
-
 def _rows(values: ArrayLike | None, field: str, each: int) -> NDArray[Any] | None:
     """A row an image: single numbers are one neuron an image."""
-    found = _array(values, field)
+    found = optional_array(values, field)
     if found is None:
         return None
     found = found.reshape(-1, 1) if found.ndim < 2 else found

@@ -12,6 +12,24 @@ from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
 
+class FrameStream(Protocol):
+    """One open stream of a transport.
+
+    Attributes:
+        broken: whether the stream itself failed: no frame on its way will be answered.
+    """
+
+    broken: bool
+
+    def send(self, query: PredictQuery) -> None: ...
+
+    def receive(self) -> Prediction:
+        """The answer to the oldest frame that has none. Raises the frame's error, or the stream's."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Transport(Protocol):
     """What a transport does; `timeout` is in seconds, None for no limit. Raises only `MousetwinError`s."""
 
@@ -25,6 +43,10 @@ class Transport(Protocol):
 
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         """Answers in the order of `queries`, the next ones sent while earlier ones are computed."""
+        ...
+
+    def open_stream(self, wait: float) -> FrameStream:
+        """A stream of frames, after waiting up to so many seconds for the service to be there."""
         ...
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from . import arrays, optimize
+from . import optimize
+from .build import build_query, columns_of, with_cotangent
 from .errors import MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .optimization import OptimizeProgress
 from .optimized import Optimized
-from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, space_of
+from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .session import Session
 from .transport import Transport, open_transport
 
 Progress = Callable[[int, int], None]
@@ -166,6 +168,14 @@ class Mouse:
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
         return gradient_of(self._ask(with_cotangent(query, cotangent), timeout, progress))
 
+    def session(self, *, reconnect: float = 10.0) -> Session:
+        """An open stream to this twin, for closed loops: `session.predict` and `session.gradient`, at less cost a call.
+
+        Args:
+            reconnect: for how many seconds to wait for a service that went away, before the session is lost.
+        """
+        return Session(self._transport, self.info, reconnect)
+
     def optimize(
         self,
         neurons: ArrayLike | None = None,
@@ -255,42 +265,3 @@ class Mouse:
         except MousetwinError as error:
             raise collector.locate(error) from None
         return collector.result()
-
-
-def build_query(
-    summary: TwinSummary,
-    images: ArrayLike,
-    behavior: ArrayLike | None,
-    pupil_center: ArrayLike | None,
-    neurons: ArrayLike | None,
-    unit_ids: ArrayLike | None,
-    space: Space | str | None,
-) -> PredictQuery:
-    """The query of a `predict` call; pinned to the version that `summary` is of, so that all frames get the same."""
-    twin = summary.twin
-    return PredictQuery(
-        TwinRef(twin.mouse, twin.model, twin.version),
-        arrays.from_nested(images, "images"),
-        _optional_array(behavior, "behavior"),
-        _optional_array(pupil_center, "pupil_center"),
-        space_of(space),
-        _optional_array(neurons, "neurons"),
-        _optional_array(unit_ids, "unit_ids"),
-    )
-
-
-def columns_of(summary: TwinSummary, query: PredictQuery) -> int:
-    """How many columns the answer to `query` will have."""
-    chosen = query.neurons if query.neurons is not None else query.unit_ids
-    if chosen is None:
-        return summary.neurons
-    return chosen.shape[-1] if chosen.ndim else 1
-
-
-def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:
-    """The query of a `gradient` call."""
-    return GradientQuery(**vars(query), cotangent=arrays.from_nested(cotangent, "cotangent"))
-
-
-def _optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
-    return None if values is None else arrays.from_nested(values, field)

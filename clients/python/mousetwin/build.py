@@ -1,0 +1,50 @@
+"""From what a caller writes to the queries that are asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import ArrayLike, NDArray
+
+from . import arrays
+from .query import GradientQuery, PredictQuery, Space, TwinRef, TwinSummary, space_of
+
+
+def build_query(
+    summary: TwinSummary,
+    images: ArrayLike,
+    behavior: ArrayLike | None,
+    pupil_center: ArrayLike | None,
+    neurons: ArrayLike | None,
+    unit_ids: ArrayLike | None,
+    space: Space | str | None,
+) -> PredictQuery:
+    """The query of a `predict` call; pinned to the version that `summary` is of, so that all frames get the same."""
+    twin = summary.twin
+    return PredictQuery(
+        TwinRef(twin.mouse, twin.model, twin.version),
+        arrays.from_nested(images, "images"),
+        optional_array(behavior, "behavior"),
+        optional_array(pupil_center, "pupil_center"),
+        space_of(space),
+        optional_array(neurons, "neurons"),
+        optional_array(unit_ids, "unit_ids"),
+    )
+
+
+def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:
+    """The query of a `gradient` call."""
+    return GradientQuery(**vars(query), cotangent=arrays.from_nested(cotangent, "cotangent"))
+
+
+def optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
+    """Raises InvalidArgument where the values are no array of numbers."""
+    return None if values is None else arrays.from_nested(values, field)
+
+
+def columns_of(summary: TwinSummary, query: PredictQuery) -> int:
+    """How many columns the answer to `query` will have."""
+    chosen = query.neurons if query.neurons is not None else query.unit_ids
+    if chosen is None:
+        return summary.neurons
+    return chosen.shape[-1] if chosen.ndim else 1

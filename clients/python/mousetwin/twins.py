@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from . import optimize
 from .build import build_query, columns_of, with_cotangent
-from .errors import MousetwinError
+from .errors import MousetwinError, Unimplemented
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .optimization import OptimizeProgress
 from .optimized import Optimized
@@ -175,6 +175,38 @@ class Mouse:
             reconnect: for how many seconds to wait for a service that went away, before the session is lost.
         """
         return Session(self._transport, self.info, reconnect)
+
+    def torch_module(
+        self,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        *,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        space: Space | str = Space.MODEL,
+    ) -> Any:
+        """This twin as a `torch.nn.Module`: whatever runs on a differentiable torch model runs on the service.
+
+        Args:
+            neurons, unit_ids: columns of the answer, as for `predict`.
+            behavior, pupil_center: for all images that come without; they can also be given to `forward`, as tensors.
+            space: of the images: "model" or "raw".
+
+        Returns:
+            A `mousetwin.torch_module.TwinModule`.
+
+        Raises:
+            Unimplemented: torch is not installed, or the twin has no gradient.
+        """
+        if self.summary.no_gradient:
+            raise Unimplemented(f"this twin has no gradient: {self.summary.no_gradient}", field="twin")
+        try:
+            from .torch_module import TwinModule
+        except ModuleNotFoundError as error:
+            raise Unimplemented(f"torch_module needs {error.name}: pip install torch", field="torch") from None
+        return TwinModule(
+            self, neurons=neurons, unit_ids=unit_ids, behavior=behavior, pupil_center=pupil_center, space=space
+        )
 
     def optimize(
         self,

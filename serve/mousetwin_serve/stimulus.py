@@ -43,7 +43,7 @@ class Stimulus:
         batch: in model space.
         defaults: inputs that stand at the training set's mean.
         space: what the query's numbers meant.
-        shape: of the images as they were sent.
+        shape: of the images as they were sent, with a row an answer.
     """
 
     batch: Batch
@@ -97,6 +97,7 @@ class StimulusReader:
             PayloadTooLarge: the answer would be over the limit.
         """
         count = self._count(query.images)
+        count = self._rows(query) if count == 1 else count
         columns = None
         if query.neurons is not None or query.unit_ids is not None:
             for field in ("neurons", "unit_ids"):
@@ -108,9 +109,10 @@ class StimulusReader:
         self._check_answer_size(count, answered, query.images[0].size if with_gradient else 0)
         cotangent = _cotangent(query.cotangent, count, answered) if isinstance(query, GradientQuery) else None
         images = self.images(query.images, space)
+        images = np.repeat(images, count, 0) if len(images) < count else images
         behavior, pupil_center, defaults = self.conditions(query.behavior, query.pupil_center, space, count)
         batch = Batch(images, behavior, pupil_center, columns, cotangent)
-        return Stimulus(batch, defaults, space, query.images.shape)
+        return Stimulus(batch, defaults, space, (count, *query.images.shape[1:]))
 
     def pull_back(self, stimulus: Stimulus, gradient: Mapping[str, Float]) -> dict[str, Float]:
         """Gradients with respect to what was sent, from those with respect to what the network takes.
@@ -161,6 +163,17 @@ class StimulusReader:
         if images.shape[0] == 0:
             raise InvalidArgument("images: there are none, expected at least one", field="images")
         return len(images)
+
+    def _rows(self, query: PredictQuery) -> int:
+        """How many conditions one image is sent with."""
+        given = [c for c in (query.behavior, query.pupil_center) if c is not None and c.ndim == 2]
+        rows = max([1, *(len(c) for c in given)])
+        most = max(1, self._limits.request_bytes // (4 * self._native[0] * self._native[1]))
+        if rows > most:
+            raise PayloadTooLarge(
+                f"behavior: one image under {rows} conditions, at most {most} at once", field="behavior"
+            )
+        return rows
 
     def images(self, images: NDArray[Any], space: Space) -> Float:
         """Images (N, H, W) or (N, 1, H, W) as the network takes them, (N, 1, H, W). Raises InvalidArgument."""

@@ -7,10 +7,12 @@ import io
 from pathlib import Path
 
 import httpx
+import mousetwin
 import numpy as np
 import pytest
 from bundles import BARE, FULL, IMAGE_ONLY, TWO_MODELS, VERSIONS
-from hosts import JSON, NPY, NPZ, Host
+from hosts import JSON, NPY, NPZ, Host, Refused
+from mousetwin_serve.stimulus import Limits
 from numpy.testing import assert_allclose
 from running import Service
 
@@ -183,3 +185,23 @@ def test_both_protocols_list_the_same_twins(service: Service) -> None:
         ("versions", "linear", "9"),
         ("versions", "linear", "10"),
     ]
+
+
+def test_one_image_is_answered_under_each_of_several_conditions(host: Host) -> None:
+    image = FULL.inputs(1)["images"]
+    behavior = RNG.normal(size=(5, 3))
+    found = host.predict("full", image, behavior=behavior, space="model").responses
+    assert_allclose(found, FULL.respond(image.repeat(5, 0), behavior), rtol=0, atol=2e-6)
+    pupil_center = RNG.normal(size=(5, 2))
+    found = host.predict("full", image, behavior=behavior[0], pupil_center=pupil_center, space="model").responses
+    assert_allclose(found, FULL.respond(image.repeat(5, 0), behavior[[0] * 5], pupil_center), rtol=0, atol=2e-6)
+    answer = host.gradient("full", image, np.ones(7), behavior=behavior, space="model")
+    assert_allclose(answer.gradient["images"], FULL.gradient(np.ones((5, 7)))["images"], rtol=0, atol=2e-6)
+    with pytest.raises(Refused, match="pupil_center"):
+        host.predict("full", image, behavior=behavior, pupil_center=pupil_center[:3], space="model")
+
+
+def test_conditions_of_one_image_are_bounded_by_what_they_expand_to(service: Service) -> None:
+    image, most = FULL.inputs(1)["images"], Limits().request_bytes // (4 * 6 * 8)
+    with mousetwin.connect(service.grpc) as twins, pytest.raises(mousetwin.ResourceExhausted, match=f"at most {most}"):
+        twins["full"].predict(image, np.zeros((most + 1, 3), np.float16), neurons=[0], space="model")

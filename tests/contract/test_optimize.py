@@ -182,6 +182,15 @@ def test_reports_come_on_the_way_with_images_if_asked(service: Service) -> None:
         opened["full"].optimize([3, 1], behavior=STILL, steps=40, on_report=reports.append)
     assert [report.step for report in reports] == [10, 20, 30, 40]
     assert reports[-1].values.shape == (2,)
+    assert reports[-1].images is None
+    with mousetwin.connect(service.grpc) as opened:
+        reports.clear()
+        options: dict[str, Any] = {"report_every": 7, "report_images": True, "norm": 3}
+        found = opened["full"].optimize([3, 1], behavior=STILL, steps=20, on_report=reports.append, **options)
+    assert [report.step for report in reports] == [7, 14, 20]
+    for report in reports:
+        assert_allclose(np.linalg.norm(report.images, axis=(1, 2)), 3, rtol=1e-3)
+    assert found.images.shape == reports[0].images.shape
 
 
 def test_what_was_found_is_kept_whole(twins: mousetwin.Twins, tmp_path: Path) -> None:
@@ -353,6 +362,7 @@ BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "an unknown model": ({"neurons": [1], "models": ["other"]}, "model", ["other"]),
     "no image each": ({"neurons": [1], "images_each": 0}, "images_each", ["0"]),
     "no share": ({"neurons": [1], "images_each": 2, "min_share": 2.0}, "min_share", ["2"]),
+    "reports never": ({"neurons": [1], "report_every": 0}, "report_every", ["0"]),
     "a negative seed": ({"neurons": [1], "seed": -1}, "seed", ["-1"]),
 }
 

@@ -51,6 +51,8 @@ def build(
     seed: int,
     images_each: int,
     min_share: float,
+    report_every: int,
+    report_images: bool,
     options: dict[str, Any],
 ) -> OptimizeQuery:
     """The query of an `optimize` call, however many images it is of. Raises InvalidArgument for what cannot be read."""
@@ -91,6 +93,8 @@ def build(
         ),
         ascent=Ascent(**{n: v for n, v in given.items() if n in _ASCENT}),
         diversity=Diversity(np.arange(count) // images_each if images_each > 1 else None, min_share),
+        report_every=report_every,
+        report_images=report_images,
     )
 
 

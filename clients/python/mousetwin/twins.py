@@ -227,6 +227,8 @@ class Mouse:
         timeout: float | None = None,
         progress: Progress | None = None,
         on_report: Callable[[OptimizeProgress], None] | None = None,
+        report_every: int = 10,
+        report_images: bool = False,
         **options: Any,
     ) -> Optimized:
         """Images that drive neurons, found on the service by following the gradient.
@@ -249,7 +251,9 @@ class Mouse:
             min_share: of the best one's objective.
             timeout: seconds for a request of up to 128 images.
             progress: called with (steps done, steps in all).
-            on_report: called with each report on the way.
+            on_report: called with a report on the way, every
+            report_every: steps; with the images as they are if
+            report_images.
             options: constraints (`norm`, `max_norm`, `std`, `max_std`, `mean`, `low`, `high`, `mask`, `background`),
                 how the gradient is followed (`steps`, `optimizer`, `step_size`, `blur`, `jitter`, …), and the start's
                 `trials` and `trial_steps`: the fields of `mousetwin.optimization.Constraints`, `Ascent` and `Start`,
@@ -276,6 +280,8 @@ class Mouse:
             seed=seed,
             images_each=images_each,
             min_share=min_share,
+            report_every=report_every,
+            report_images=report_images,
             options=options,
         )
         return optimize.run(self._transport, self.info, query, timeout or self._timeout, progress, on_report)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from bundles import BARE, FULL, IMAGE_ONLY, TWO_MODELS, VERSIONS
 from hosts import JSON, NPY, NPZ, Host, Refused
-from mousetwin_serve.stimulus import Limits
 from numpy.testing import assert_allclose
 from running import Service
 
@@ -202,6 +201,9 @@ def test_one_image_is_answered_under_each_of_several_conditions(host: Host) -> N
 
 
 def test_conditions_of_one_image_are_bounded_by_what_they_expand_to(service: Service) -> None:
-    image, most = FULL.inputs(1)["images"], Limits().request_bytes // (4 * 6 * 8)
-    with mousetwin.connect(service.grpc) as twins, pytest.raises(mousetwin.ResourceExhausted, match=f"at most {most}"):
-        twins["full"].predict(image, np.zeros((most + 1, 3), np.float16), neurons=[0], space="model")
+    """A few bytes each, and a whole image each once they are run."""
+    image, behavior = FULL.inputs(1)["images"], np.zeros((3000, 3), np.float16)
+    with mousetwin.connect(service.grpc) as twins:
+        with pytest.raises(mousetwin.ResourceExhausted, match="one image under 3000 conditions, at most"):
+            twins["full"].predict(image, behavior, neurons=[0], space="model")
+        assert twins["full"].predict(image, behavior[:1000], neurons=[0], space="model").shape == (1000, 1)

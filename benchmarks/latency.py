@@ -1,4 +1,4 @@
-"""What serving adds to the engine: one image at a time, eight clients at once, and the way to ready.
+"""What serving adds to the engine: one image beside a bare socket, eight clients at once, the way to ready.
 
     python benchmarks/latency.py [--models MODELS] [--seconds 5]
 
@@ -8,25 +8,32 @@ Prints a table a twin; every row is measured against the same started service.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import multiprocessing
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import mousetwin
 import numpy as np
 from mousetwin.arrays import write_npy
+from mousetwin.query import TwinRef
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
 from mousetwin_serve.repository import DEMO_MODELS, Repository
+from numpy.typing import NDArray
 
 CLIENTS = 8
+BARE, SOCKET = "bare engine", "bare socket around it"
+Times = NDArray[np.float64]
 
 
 def start(models: Path) -> tuple[subprocess.Popen[str], str, str, float]:
@@ -45,17 +52,68 @@ def start(models: Path) -> tuple[subprocess.Popen[str], str, str, float]:
     raise SystemExit("the service did not start")
 
 
-def median_ms(call: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds of a call, after a warm-up."""
-    for _ in range(5):
-        call()
-    times = []
-    end = time.perf_counter() + seconds
+def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
+    """Milliseconds of each call, all of them in turns of 20, so that what slows the machine down slows all of them."""
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for call in calls.values():
+        for _ in range(20):
+            call()
+    end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end:
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return float(np.median(times) * 1e3)
+        for label, call in calls.items():
+            call()
+            for _ in range(20):
+                begun = time.perf_counter()
+                call()
+                times[label].append((time.perf_counter() - begun) * 1e3)
+    return {label: np.array(values) for label, values in times.items()}
+
+
+def answer_on_socket(models: Path, twin: tuple[str, str, str], batch: Batch, port: Connection) -> None:
+    """The least that serving costs: the same run, behind a bare socket. For a process of its own."""
+    repository = Repository.load(models, choose("auto"))
+    engine = repository.find(TwinRef(*twin)).engine
+    size = sum(values.nbytes for values in arrays_of(batch))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port.send(listener.getsockname()[1])
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while receive(connection, size):
+            answer = engine.answer(batch)
+            connection.sendall(b"".join(values.tobytes() for values in (answer.responses, *answer.gradient.values())))
+
+
+def receive(connection: socket.socket, size: int) -> bytearray:
+    """So many bytes; none where the other side has gone."""
+    data = bytearray()
+    while len(data) < size and (more := connection.recv(size - len(data))):
+        data += more
+    return data if len(data) == size else bytearray()
+
+
+def arrays_of(batch: Batch) -> list[NDArray[Any]]:
+    return [v for v in (batch.images, batch.behavior, batch.pupil_center, batch.cotangent) if v is not None]
+
+
+@contextlib.contextmanager
+def behind_socket(
+    models: Path, twin: tuple[str, str, str], batch: Batch, answered: int
+) -> Iterator[Callable[[], None]]:
+    """A call of `answer_on_socket`, whose answers are of so many bytes."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=answer_on_socket, args=(models, twin, batch, there), daemon=True)
+    process.start()
+    request = b"".join(values.tobytes() for values in arrays_of(batch))
+    with socket.create_connection(("127.0.0.1", here.recv())) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def call() -> None:
+            connection.sendall(request)
+            receive(connection, answered)
+
+        yield call
+    process.join()
 
 
 def repeat(call: Callable[[], object], seconds: float) -> int:
@@ -89,55 +147,76 @@ def clients_rate(grpc: str, twin: tuple[str, str], given: dict[str, Any], second
         return sum(done.result() for done in running) / seconds
 
 
-def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str, seconds: float) -> None:
-    """Print one twin's table."""
+def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str, models: Path, seconds: float) -> None:
+    """Print one twin's tables."""
     summary = mouse.summary
-    rng = np.random.default_rng(0)
-    image = rng.normal(size=(1, 1, *summary.native_size)).astype(np.float32)
-    conditions = {
-        "behavior": np.ones((1, len(summary.behavior)), np.float32) if summary.behavior else None,
-        "pupil_center": np.zeros((1, 2), np.float32) if summary.pupil_center else None,
-    }
-    given = {name: values for name, values in conditions.items() if values is not None}
+    image = np.random.default_rng(0).normal(size=(1, 1, *summary.native_size)).astype(np.float32)
+    given: dict[str, Any] = {"images": image}
+    if summary.behavior:
+        given["behavior"] = np.ones((1, len(summary.behavior)), np.float32)
+    if summary.pupil_center:
+        given["pupil_center"] = np.zeros((1, 2), np.float32)
+    single = Batch(**given)
+    print(f"\n{summary.twin.mouse} {summary.twin.model}, {summary.neurons} neurons, on {summary.device}")
 
-    def ask(one: mousetwin.Mouse) -> Callable[[], object]:
-        return lambda: one.predict(image, **given, space="model")  # type: ignore[arg-type]
-
-    single = Batch(image, **given)
-    bare = median_ms(lambda: engine.answer(single), seconds)
-    rows = [("bare engine, 1 image", bare)]
-    many = Batch(**{name: np.repeat(values, 64, 0) for name, values in {"images": image, **given}.items()})
-    rows.append(("bare engine, 64 images, each", median_ms(lambda: engine.answer(many), seconds) / 64))
-    alone = threads_rate(lambda: engine.answer(single), engine.runs, seconds)
-    rows.append((f"bare engine, 1 image on each of {engine.runs} cores, each", 1e3 / alone))
-    rows.append(("gRPC unary, 1 image", median_ms(ask(mouse), seconds)))
+    name = (summary.twin.mouse, summary.twin.model, summary.twin.version)
+    with mouse.session() as session, behind_socket(models, name, single, 4 * summary.neurons) as on_socket:
+        calls: dict[str, Callable[[], object]] = {
+            BARE: lambda: engine.answer(single),
+            SOCKET: on_socket,
+            "session": lambda: session.predict(**given, space="model"),
+            "gRPC unary": lambda: mouse.predict(**given, space="model"),
+        }
+        if "behavior" not in summary.required:
+            calls["REST .npy"] = rest_call(mouse, http_address, image)
+        show("one image", interleaved(calls, seconds))
     if not summary.no_gradient:
         cotangent = np.ones((1, summary.neurons), np.float32)
-        pulled = Batch(image, **given, cotangent=cotangent)
-        rows.append(("bare engine, gradient of 1 image", median_ms(lambda: engine.answer(pulled), seconds)))
-        rows.append(
-            (
-                "gRPC unary, gradient of 1 image",
-                median_ms(lambda: mouse.gradient(image, cotangent, **given, space="model"), seconds),  # type: ignore[arg-type]
-            )
-        )
-    if "behavior" not in summary.required:
-        connection = http.client.HTTPConnection(http_address)
-        path = f"/v1/mice/{summary.twin.mouse}/predict?space=model&model={summary.twin.model}"
-        body = write_npy(image)
+        pulled = Batch(**given, cotangent=cotangent)
+        size = 4 * summary.neurons + sum(values.nbytes for values in given.values())
+        with mouse.session() as session, behind_socket(models, name, pulled, size) as on_socket:
+            calls = {
+                BARE: lambda: engine.answer(pulled),
+                SOCKET: on_socket,
+                "session": lambda: session.gradient(**given, cotangent=cotangent, space="model"),
+                "gRPC unary": lambda: mouse.gradient(**given, cotangent=cotangent, space="model"),
+            }
+            show("gradient of one image", interleaved(calls, seconds))
 
-        def post() -> None:
-            connection.request("POST", path, body, {"content-type": "application/x-npy"})
-            connection.getresponse().read()
+    alone = threads_rate(lambda: engine.answer(single), engine.runs, seconds)
+    per_second = clients_rate(grpc, name[:2], given, seconds)
+    many = Batch(**{name: np.repeat(values, 64, 0) for name, values in given.items()})
+    batches = threads_rate(lambda: engine.run([engine.plan(many)]), engine.runs, seconds) * 64
+    print("  images a second")
+    print(f"    bare engine, one at a time on {engine.runs} cores    {alone:7.0f}")
+    print(f"    bare engine, batches of 64 on {engine.runs} cores    {batches:7.0f}")
+    print(
+        f"    {CLIENTS} clients, gRPC unary, one a call       {per_second:7.0f}   {per_second / alone:.2f} × one at a time"
+    )
 
-        rows.append(("REST .npy, 1 image", median_ms(post, seconds)))
-    twin = (summary.twin.mouse, summary.twin.model)
-    per_second = clients_rate(grpc, twin, {"images": image, **given}, seconds)
-    rows.append((f"gRPC unary, {CLIENTS} clients at once, each image", 1e3 / per_second))
-    print(f"\n{summary.twin.mouse} {summary.twin.model}, {summary.neurons} neurons, on {summary.device}")
-    for label, milliseconds in rows:
-        print(f"  {label:<50} {milliseconds:8.3f} ms   {milliseconds / bare:5.2f} × bare")
-    print(f"  {CLIENTS} clients reach {per_second / alone:.2f} of the rate of the bare engine on all cores")
+
+def rest_call(mouse: mousetwin.Mouse, http_address: str, image: NDArray[np.float32]) -> Callable[[], object]:
+    """A POST of `image` on a connection kept open."""
+    connection = http.client.HTTPConnection(http_address)
+    twin = mouse.summary.twin
+    path = f"/v1/mice/{twin.mouse}/predict?space=model&model={twin.model}"
+    body = write_npy(image)
+
+    def post() -> bytes:
+        connection.request("POST", path, body, {"content-type": "application/x-npy"})
+        return connection.getresponse().read()
+
+    return post
+
+
+def show(title: str, times: dict[str, Times]) -> None:
+    """What each way of serving adds to the bare run, and how many times what the socket adds."""
+    bare = np.median(times[BARE])
+    print(f"  {title:<28}  median      p99     adds   × socket's")
+    for label, values in times.items():
+        added, socket_added = np.median(values) - bare, np.median(times[SOCKET]) - bare
+        beside = "" if label == BARE else f" {added:8.3f} {added / socket_added:8.1f} ×"
+        print(f"    {label:<24} {np.median(values):8.3f} {np.percentile(values, 99):8.3f}{beside}")
 
 
 def main() -> None:
@@ -152,7 +231,7 @@ def main() -> None:
         twins = mousetwin.connect(grpc)
         for twin in repository.twins.values():
             mouse = twins.mouse(twin.identity.mouse, twin.identity.model, twin.identity.version)
-            measure(twin.engine, mouse, grpc, http_address, args.seconds)
+            measure(twin.engine, mouse, grpc, http_address, args.models, args.seconds)
     finally:
         process.terminate()
         process.wait()

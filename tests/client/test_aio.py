@@ -98,6 +98,52 @@ def test_a_cancelled_question_leaves_the_service_answering(server_address: str) 
     assert asyncio.run(ask()).shape == (1, 320)
 
 
+def test_it_finds_the_same_images(server_address: str) -> None:
+    async def ask() -> tuple[mousetwin.Optimized, list[tuple[int, int]], list[int]]:
+        steps: list[tuple[int, int]] = []
+        reports: list[int] = []
+        async with mousetwin.aio.connect(server_address) as twins:
+            mouse = await twins.mouse("demo")
+            with pytest.raises(mousetwin.InvalidArgument, match="steps"):
+                await mouse.optimize([0], steps=0)
+            with pytest.raises(mousetwin.InvalidArgument, match="stpes"):
+                await mouse.optimize([0], stpes=3)
+            found = await mouse.optimize(
+                [4, 9],
+                steps=12,
+                seed=3,
+                progress=lambda done, total: steps.append((done, total)),
+                on_report=lambda report: reports.append(report.step),
+            )
+        return found, steps, reports
+
+    found, steps, reports = asyncio.run(ask())
+    assert steps[-1] == (12, 12)
+    assert reports
+    with mousetwin.connect(server_address) as twins:
+        expected = twins["demo"].optimize([4, 9], steps=12, seed=3)
+    np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.responses, expected.responses, rtol=0, atol=1e-5)
+
+
+def test_a_cancelled_search_leaves_the_service_answering(server_address: str) -> None:
+    async def ask() -> mousetwin.Responses:
+        async with mousetwin.aio.connect(server_address) as twins:
+            mouse = await twins.mouse("demo")
+            begun = asyncio.Event()
+            search = mouse.optimize(
+                range(8), steps=10_000, report_every=1, on_report=lambda report: begun.set(), step_size=1e-4
+            )
+            task = asyncio.ensure_future(search)
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await mouse.predict(IMAGES[:1])
+
+    assert asyncio.run(ask()).shape == (1, 320)
+
+
 def test_nobody_there() -> None:
     async def ask() -> None:
         async with mousetwin.aio.connect("127.0.0.1:1") as twins:

@@ -8,9 +8,10 @@ async with mousetwin.aio.connect("127.0.0.1:8001") as twins:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -18,11 +19,13 @@ import grpc
 import grpc.aio
 from numpy.typing import ArrayLike
 
-from . import wire
+from . import optimization_wire, optimize, wire
 from .build import build_query, columns_of, with_cotangent
 from .errors import DeadlineExceeded, MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
+from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
+from .optimized import Optimized
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
 from .twins import Progress
 from .v1 import digital_twin_pb2 as pb
@@ -96,6 +99,19 @@ class Twins:
             await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
 
+    async def optimize(
+        self, query: OptimizeQuery, timeout: float | None
+    ) -> AsyncGenerator[OptimizeProgress | OptimizeResult, None]:
+        """Reports, then the result. Closing the iterator ends the optimisation."""
+        call = self._stubs.optimize(optimization_wire.query_to_proto(query), timeout=timeout or self._timeout)
+        try:
+            async for response in call:
+                yield optimization_wire.event_from_proto(response)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, self._address) from None
+        finally:
+            call.cancel()
+
     async def close(self) -> None:
         await self._channel.close()
 
@@ -161,6 +177,25 @@ class Mouse:
         """Responses and gradients; arguments and errors as `mousetwin.Mouse.gradient`."""
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
         return gradient_of(await self._ask(with_cotangent(query, cotangent), timeout, progress))
+
+    async def optimize(
+        self,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+        on_report: Callable[[OptimizeProgress], None] | None = None,
+        **options: Any,
+    ) -> Optimized:
+        """Images that drive neurons; arguments and errors as `mousetwin.Mouse.optimize`. Cancelling ends the search."""
+        query = optimize.build(self.info, neurons, unit_ids, **options)
+        requests = optimize.Requests(self.info, query, progress, on_report)
+        for request in requests.queries:
+            async with contextlib.aclosing(self._twins.optimize(request, timeout)) as events:
+                async for event in events:
+                    requests.take(event)
+        return requests.found()
 
     async def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))

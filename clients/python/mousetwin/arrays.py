@@ -21,6 +21,9 @@ from .errors import InvalidArgument, MousetwinError, PayloadTooLarge
 from .v1 import digital_twin_pb2 as pb
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+# Looked up for every array: numpy makes a dtype's name anew each time, at ten times the cost.
+_NAMES = {np.dtype(name): name for name in DTYPES}
+_LITTLE_ENDIAN = {name: dtype.newbyteorder("<") for dtype, name in _NAMES.items()}
 _MAX_RANK = 8
 _MAX_HEADER = 10_000
 
@@ -32,8 +35,9 @@ def to_proto(array: ArrayLike) -> pb.Array:
         InvalidArgument: the array does not hold plain numbers of one of `DTYPES`.
     """
     values = np.asarray(array)
-    _check_dtype(values.dtype, "array")
-    return pb.Array(dtype=values.dtype.name, shape=values.shape, data=_little_endian(values).tobytes())
+    name = _check_dtype(values.dtype, "array")
+    data = np.ascontiguousarray(values, dtype=_LITTLE_ENDIAN[name]).tobytes()
+    return pb.Array(dtype=name, shape=values.shape, data=data)
 
 
 def from_proto(message: pb.Array, field: str) -> NDArray[Any]:
@@ -42,9 +46,9 @@ def from_proto(message: pb.Array, field: str) -> NDArray[Any]:
     Raises:
         InvalidArgument: unknown dtype, negative sizes, or a shape that disagrees with the byte count.
     """
-    if message.dtype not in DTYPES:
+    dtype = _LITTLE_ENDIAN.get(message.dtype)
+    if dtype is None:
         raise InvalidArgument(f"{field}: dtype is {message.dtype!r}, expected one of {', '.join(DTYPES)}", field=field)
-    dtype = np.dtype(message.dtype).newbyteorder("<")
     shape = tuple(message.shape)
     _check_shape(shape, dtype, len(message.data), field)
     return np.frombuffer(message.data, dtype).reshape(shape)
@@ -140,12 +144,15 @@ def from_nested(value: Any, field: str) -> NDArray[Any]:
     return values
 
 
-def _check_dtype(dtype: np.dtype[Any], field: str) -> None:
+def _check_dtype(dtype: np.dtype[Any], field: str) -> str:
+    """The dtype's name."""
+    name = _NAMES.get(dtype) or _NAMES.get(dtype.newbyteorder("="))
     if dtype.hasobject:
         raise InvalidArgument(f"{field}: object arrays are not taken; expected plain numbers", field=field)
-    if dtype.name not in DTYPES:
+    if name is None:
         found = str(dtype)[:80]
         raise InvalidArgument(f"{field}: dtype is {found}, expected one of {', '.join(DTYPES)}", field=field)
+    return name
 
 
 def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, field: str) -> None:
@@ -164,7 +171,3 @@ def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, field:
 
 def _brief(shape: tuple[int, ...]) -> str:
     return str(shape) if len(shape) <= _MAX_RANK else f"of {len(shape)} sizes"
-
-
-def _little_endian(values: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import fields, replace
 from typing import Any
 
@@ -26,7 +25,6 @@ from .optimization import (
 )
 from .optimized import Optimized
 from .query import MouseInfo, Space, TwinRef, space_of
-from .transport import Transport
 
 # Images × conditions × twins in one request: enough to fill the engine, few enough to be told of progress.
 _RUNS = 128
@@ -37,23 +35,23 @@ _START = frozenset({"trials", "trial_steps"})
 
 def build(
     info: MouseInfo,
-    neurons: ArrayLike | None,
-    unit_ids: ArrayLike | None,
+    neurons: ArrayLike | None = None,
+    unit_ids: ArrayLike | None = None,
     *,
-    models: Iterable[str],
-    weights: ArrayLike | None,
-    against: ArrayLike | None,
-    temperature: float,
-    behavior: ArrayLike | None,
-    pupil_center: ArrayLike | None,
-    space: Space | str | None,
-    start: str | ArrayLike,
-    seed: int,
-    images_each: int,
-    min_share: float,
-    report_every: int,
-    report_images: bool,
-    options: dict[str, Any],
+    models: Iterable[str] = (),
+    weights: ArrayLike | None = None,
+    against: ArrayLike | None = None,
+    temperature: float = 1.0,
+    behavior: ArrayLike | None = None,
+    pupil_center: ArrayLike | None = None,
+    space: Space | str | None = None,
+    start: str | ArrayLike = "noise",
+    seed: int = 0,
+    images_each: int = 1,
+    min_share: float = 0.9,
+    report_every: int = 10,
+    report_images: bool = False,
+    **options: Any,
 ) -> OptimizeQuery:
     """The query of an `optimize` call, however many images it is of. Raises InvalidArgument for what cannot be read."""
     if images_each < 1:
@@ -98,42 +96,55 @@ def build(
     )
 
 
-def run(
-    transport: Transport,
-    info: MouseInfo,
-    query: OptimizeQuery,
-    timeout: float | None,
-    progress: Callable[[int, int], None] | None,
-    on_report: Callable[[OptimizeProgress], None] | None,
-) -> Optimized:
-    """Ask in as many requests as it takes, one after the other.
+class Requests:
+    """The requests that a query of any number of images is sent as, one after the other, and what comes of them.
 
-    Args:
-        transport, info: the twin.
-        query: of any number of images.
-        timeout: seconds for each request.
-        progress: called with (steps done, steps in all), over all requests.
-        on_report: called with each report; its images and values are of the request it is about.
+    Attributes:
+        queries: the requests.
     """
-    parts = split(query)
-    results, steps = [], query.ascent.steps
-    for number, part in enumerate(parts):
-        result = None
-        with closing(transport.optimize(part, timeout)) as events:  # type: ignore[type-var]
-            for event in events:
-                if isinstance(event, OptimizeResult):
-                    result = event
-                    continue
-                if progress is not None and event.step < steps:
-                    progress(number * steps + event.step, len(parts) * steps)
-                if on_report is not None:
-                    on_report(event)
-        if result is None:
+
+    def __init__(
+        self,
+        info: MouseInfo,
+        query: OptimizeQuery,
+        progress: Callable[[int, int], None] | None = None,
+        on_report: Callable[[OptimizeProgress], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            info: of the twin.
+            query: of any number of images.
+            progress: called with (steps done, steps in all), over all requests.
+            on_report: called with each report; its images and values are of the request it is about.
+        """
+        self.queries = split(query)
+        self._info = info
+        self._query = query
+        self._progress = progress
+        self._on_report = on_report
+        self._results: list[OptimizeResult] = []
+
+    def take(self, event: OptimizeProgress | OptimizeResult) -> None:
+        """What the service tells of the request that is under way."""
+        steps, done = self._query.ascent.steps, len(self._results)
+        if isinstance(event, OptimizeResult):
+            self._results.append(event)
+            self._tell((done + 1) * steps)
+            return
+        if event.step < steps:
+            self._tell(done * steps + event.step)
+        if self._on_report is not None:
+            self._on_report(event)
+
+    def found(self) -> Optimized:
+        """Everything, put together."""
+        if len(self._results) != len(self.queries):
             raise Internal("the service ended an optimisation without a result")
-        results.append(result)
-        if progress is not None:
-            progress((number + 1) * steps, len(parts) * steps)
-    return _together(info, query, results)
+        return _together(self._info, self._query, self._results)
+
+    def _tell(self, steps: int) -> None:
+        if self._progress is not None:
+            self._progress(steps, len(self.queries) * self._query.ascent.steps)
 
 
 def split(query: OptimizeQuery) -> list[OptimizeQuery]:

@@ -116,7 +116,8 @@ class Optimized:
                 )
         made_up = " (synthetic mouse)" if self.synthetic else ""
         twin = self.records[0]["twins"][0]
-        figure.suptitle(f"{twin['mouse']} {twin['model']}{made_up}: neuron and its response", fontsize=10)
+        what = "neuron and its response" if self.neurons.shape[1] == 1 else "neurons and their mean response"
+        figure.suptitle(f"{twin['mouse']} {twin['model']}{made_up}: {what}", fontsize=10)
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure

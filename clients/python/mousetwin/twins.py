@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -282,9 +283,14 @@ class Mouse:
             min_share=min_share,
             report_every=report_every,
             report_images=report_images,
-            options=options,
+            **options,
         )
-        return optimize.run(self._transport, self.info, query, timeout or self._timeout, progress, on_report)
+        requests = optimize.Requests(self.info, query, progress, on_report)
+        for request in requests.queries:
+            with closing(self._transport.optimize(request, timeout or self._timeout)) as events:  # type: ignore[type-var]
+                for event in events:
+                    requests.take(event)
+        return requests.found()
 
     def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))

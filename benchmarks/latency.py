@@ -190,9 +190,8 @@ def measure(engine: Engine, mouse: mousetwin.Mouse, grpc: str, http_address: str
     print("  images a second")
     print(f"    bare engine, one at a time on {engine.runs} cores    {alone:7.0f}")
     print(f"    bare engine, batches of 64 on {engine.runs} cores    {batches:7.0f}")
-    print(
-        f"    {CLIENTS} clients, gRPC unary, one a call       {per_second:7.0f}   {per_second / alone:.2f} × one at a time"
-    )
+    share = f"{per_second / alone:.2f} × the first"
+    print(f"    {CLIENTS} clients, gRPC unary, one a call       {per_second:7.0f}   {share}")
 
 
 def rest_call(mouse: mousetwin.Mouse, http_address: str, image: NDArray[np.float32]) -> Callable[[], object]:

@@ -101,8 +101,9 @@ def close(found: tuple[np.ndarray[Any, Any], Arrays], responses: np.ndarray[Any,
     np.testing.assert_allclose(found[0], responses, atol=2e-5, rtol=2e-6)
     for name, expected in gradients.items():
         tolerance = parity.GRADIENT_TOLERANCES[name]
-        # What is left of a pupil's gradient when thousands of terms cancel may be no larger than their rounding.
-        rounding = 1e-5 if name == "pupil_center" else 1e-9
+        # What is left of a pupil's or behavior's gradient when thousands of terms cancel may be no larger than their
+        # rounding.
+        rounding = {"pupil_center": 1e-5, "behavior": 1e-6}.get(name, 1e-9)
         atol = tolerance * np.linalg.norm(expected) + rounding
         np.testing.assert_allclose(found[1][name], expected, rtol=0, atol=atol)
 

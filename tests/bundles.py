@@ -229,4 +229,6 @@ FRAGILE = TinyTwin("fragile", behavior=(), pupil_center=(), fragile=True, seed=4
 BUSY = TinyTwin("busy", behavior=(), pupil_center=(), work=40, seed=5)
 TWO_MODELS = (TinyTwin("two-models", "cnn", seed=6), TinyTwin("two-models", "ln", seed=7))
 VERSIONS = tuple(TinyTwin("versions", "linear", version, seed=int(version)) for version in ("9", "10"))
-ALL = (FULL, IMAGE_ONLY, BARE, NO_BEHAVIOR_STATISTICS, FRAGILE, BUSY, *TWO_MODELS, *VERSIONS)
+# Much in, more out: what streams are tried on.
+WIDE = TinyTwin("wide", native=(12, 16), stimulus=(48, 64), behavior=(), pupil_center=(), neurons=4000, seed=9)
+ALL = (FULL, IMAGE_ONLY, BARE, NO_BEHAVIOR_STATISTICS, FRAGILE, BUSY, *TWO_MODELS, *VERSIONS, WIDE)

@@ -1,9 +1,10 @@
 """Turns concurrent requests into batches for one engine.
 
 Work-conserving: a request never waits for company. While the engine is idle the next run starts at once with whatever
-is queued; while it is busy requests queue up and share the next run. The queue is bounded. Small requests go before
-large ones, which are cut into slices so that nobody waits behind a whole recording; on the CPU one slice runs on each
-core. What was cancelled or is past its deadline is dropped before it reaches the engine.
+is queued; while it is busy requests queue up and share the next run. The queue is bounded. Interactive requests go
+before bulk ones, which are cut into slices so that nobody waits behind a whole recording; on the CPU one slice runs on
+each core. While somebody asks interactively, bulk work keeps to short slices and leaves a core free. What was cancelled
+or is past its deadline is dropped before it reaches the engine.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class BatchSettings:
         in_place_seconds: a run that should take less than this happens in the event loop itself while there is one
             caller at a time, since waking another thread and being woken by it costs more than it saves.
         crowd_seconds: for how long after two requests met there may be more callers than one.
+        company_seconds: for how long after an interactive request another one is to be expected.
+        yielding_seconds: how long a bulk run may take where one is.
+        patience_seconds: how long bulk work waits behind interactive requests before it takes a turn.
     """
 
     max_batch: int | None = None
@@ -43,6 +47,9 @@ class BatchSettings:
     interactive: int = 16
     in_place_seconds: float = 0.002
     crowd_seconds: float = 0.1
+    company_seconds: float = 1.0
+    yielding_seconds: float = 0.004
+    patience_seconds: float = 1.0
 
 
 class _Job:
@@ -104,8 +111,9 @@ class Batcher:
         self._on_run = on_run
         self._interactive: deque[_Job] = deque()
         self._bulk: deque[_Job] = deque()
-        self._running = 0
-        self._crowded_until = -math.inf
+        # Runs under way, of bulk work and not.
+        self._running = {True: 0, False: 0}
+        self._crowded_until = self._company_until = self._bulk_turn = -math.inf
         self._scheduled = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -140,10 +148,17 @@ class Batcher:
         loop = asyncio.get_running_loop()
         job = _Job(self._engine.plan(batch), deadline, loop.create_future())
         job.answer.add_done_callback(lambda answer: self._forget(job))
-        if self.queued or self._running:
-            self._crowded_until = time.monotonic() + self._settings.crowd_seconds
+        now = time.monotonic()
+        if self.queued or any(self._running.values()):
+            self._crowded_until = now + self._settings.crowd_seconds
         self.queued += len(batch)
-        (self._bulk if bulk or len(batch) > self._settings.interactive else self._interactive).append(job)
+        if bulk or len(batch) > self._settings.interactive:
+            if not self._bulk:
+                self._bulk_turn = now + self._settings.patience_seconds
+            self._bulk.append(job)
+        else:
+            self._company_until = now + self._settings.company_seconds
+            self._interactive.append(job)
         self._schedule(loop)
         if deadline is None:
             return await job.answer
@@ -158,64 +173,94 @@ class Batcher:
         await self._idle.wait()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        # One turn of the loop later, so that requests that arrived together are all in the queue by then.
+        if not (self._interactive or self._bulk or any(self._running.values())):
+            self._idle.set()
+            return
         self._idle.clear()
+        # One turn of the loop later, so that requests that arrived together are all in the queue by then.
         if self._may_run() and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._run_next, loop)
 
     def _may_run(self) -> bool:
+        return self._may_run_of(self._interactive) or self._may_run_of(self._bulk)
+
+    def _may_run_of(self, queue: deque[_Job]) -> bool:
         # The last core is the event loop's and the callers', unless there is a whole run's work for it.
-        if self._running < max(1, self._engine.runs - 1):
+        bulk, runs = queue is self._bulk, self._engine.runs
+        if not queue or sum(self._running.values()) >= runs:
+            return False
+        if self._running[bulk] < max(1, runs - 1):
             return True
-        return self._running < self._engine.runs and self.queued >= self._room
+        return self.queued >= self._room and not (bulk and self._in_company)
+
+    @property
+    def _in_company(self) -> bool:
+        return time.monotonic() < self._company_until
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        slices = self._take()
+        slices, bulk = self._take()
         if not slices:
-            if not self._running:
-                self._idle.set()
+            self._schedule(loop)
             return
-        self._running += 1
+        self._running[bulk] += 1
         graph = slices[0].work.graph
         images = sum(len(s.work) for s in slices)
         # What was never timed may have to be loaded first. Among several callers, the others' requests would wait
         # unread in the loop, and miss the next run.
         lonely = time.monotonic() >= self._crowded_until
         if lonely and images * self._seconds.get(graph, math.inf) <= self._settings.in_place_seconds:
-            self._finish(loop, slices, *self._run(slices))
+            self._finish(loop, slices, bulk, *self._run(slices))
             return
 
         def finished(future: Future[tuple[list[Answer | Exception], float]]) -> None:
-            loop.call_soon_threadsafe(lambda: self._finish(loop, slices, *future.result()))
+            loop.call_soon_threadsafe(lambda: self._finish(loop, slices, bulk, *future.result()))
 
         self._executor.submit(self._run, slices).add_done_callback(finished)
         self._schedule(loop)
 
-    def _take(self) -> list[_Slice]:
-        """The next run: what comes first, and what can share a run with it."""
-        slices: list[_Slice] = []
-        room = self._room
+    def _take(self) -> tuple[list[_Slice], bool]:
+        """The next run, and whether it is bulk work."""
         now = time.monotonic()
-        for queue in (self._interactive, self._bulk):
-            passed: list[_Job] = []
-            while queue and room:
-                job = queue.popleft()
-                if job.deadline is not None and job.deadline <= now and not job.answer.done():
-                    job.answer.set_exception(_expired())
-                if job.answer.done():
-                    continue
-                if slices and job.work.key != slices[0].work.key:
-                    passed.append(job)
-                    continue
-                slices.append(job.take(room))
-                count = len(slices[-1].work)
-                self.queued -= count
-                room -= count
-                if job.left:
-                    queue.appendleft(job)
-            queue.extendleft(reversed(passed))
+        queues = [self._interactive, self._bulk]
+        # However many ask interactively, bulk work is not put off for ever.
+        if self._bulk and now >= self._bulk_turn:
+            queues.reverse()
+        for queue in queues:
+            bulk = queue is self._bulk
+            if self._may_run_of(queue) and (slices := self._take_of(queue, now, self._room_for(queue))):
+                if bulk:
+                    self._bulk_turn = now + self._settings.patience_seconds
+                return slices, bulk
+        return [], False
+
+    def _room_for(self, queue: deque[_Job]) -> int:
+        if queue is not self._bulk or not self._in_company:
+            return self._room
+        each = self._seconds.get(queue[0].work.graph, math.inf)
+        return int(min(self._room, max(1.0, self._settings.yielding_seconds / each)))
+
+    def _take_of(self, queue: deque[_Job], now: float, room: int) -> list[_Slice]:
+        """What comes first, and what can share a run with it."""
+        slices: list[_Slice] = []
+        passed: list[_Job] = []
+        while queue and room:
+            job = queue.popleft()
+            if job.deadline is not None and job.deadline <= now and not job.answer.done():
+                job.answer.set_exception(_expired())
+            if job.answer.done():
+                continue
+            if slices and job.work.key != slices[0].work.key:
+                passed.append(job)
+                continue
+            slices.append(job.take(room))
+            count = len(slices[-1].work)
+            self.queued -= count
+            room -= count
+            if job.left:
+                queue.appendleft(job)
+        queue.extendleft(reversed(passed))
         return slices
 
     def _forget(self, job: _Job) -> None:
@@ -240,7 +285,12 @@ class Batcher:
             return error
 
     def _finish(
-        self, loop: asyncio.AbstractEventLoop, slices: list[_Slice], answers: list[Answer | Exception], seconds: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        slices: list[_Slice],
+        bulk: bool,
+        answers: list[Answer | Exception],
+        seconds: float,
     ) -> None:
         images = sum(len(s.work) for s in slices)
         self._on_run(images, seconds)
@@ -250,7 +300,7 @@ class Batcher:
         self._seconds[graph] = seconds / images if known is None else known + 0.2 * (seconds / images - known)
         for s, answer in zip(slices, answers, strict=True):
             self._deliver(s, answer)
-        self._running -= 1
+        self._running[bulk] -= 1
         self._schedule(loop)
 
     def _deliver(self, s: _Slice, answer: Answer | Exception) -> None:

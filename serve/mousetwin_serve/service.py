@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from mousetwin.errors import Cancelled
@@ -16,6 +17,7 @@ from .batch import Answer, Batch
 from .batcher import Batcher, BatchSettings
 from .metrics import Metrics
 from .optimizer.run import optimize
+from .ordered import in_order
 from .repository import Repository
 from .stimulus import Limits
 from .twin import Twin
@@ -24,6 +26,9 @@ from .twin import Twin
 _LARGE_BYTES = 1 << 20
 # Steps of different optimisations that are prepared at once; the engine is shared by all of them in any case.
 _OPTIMIZATIONS = 4
+# Parts of one stream that are worked on, or answered and not sent, at once; and of all streams.
+_STREAM_WINDOW = 6
+_STREAM_PARTS = 24
 
 
 class TwinService:
@@ -49,6 +54,8 @@ class TwinService:
         runs = max((twin.engine.runs for twin in repository.twins.values()), default=1)
         self._executor = ThreadPoolExecutor(runs, thread_name_prefix="engine")
         self._optimizers = ThreadPoolExecutor(_OPTIMIZATIONS, thread_name_prefix="optimizer")
+        self._streams = 0
+        self._stream_room = asyncio.Semaphore(_STREAM_PARTS)
         self._batchers = {
             twin.identity: Batcher(twin.engine, self._executor, batching, self._recorder(twin))
             for twin in repository.twins.values()
@@ -64,12 +71,13 @@ class TwinService:
         """Raises NotFound or InvalidArgument where `ref` means no single twin."""
         return self.repository.find(ref).info
 
-    async def answer(self, query: PredictQuery, deadline: float | None = None) -> Prediction:
+    async def answer(self, query: PredictQuery, deadline: float | None = None, *, bulk: bool = False) -> Prediction:
         """Responses to one batch; to a `GradientQuery` a `GradientAnswer`.
 
         Args:
             query: as the caller sent it; all checks happen here.
             deadline: on `time.monotonic()`'s clock.
+            bulk: whether others go first, however small the batch is.
 
         Raises:
             MousetwinError: as `Repository.find`, `StimulusReader.read` and `Batcher.submit` say.
@@ -77,9 +85,37 @@ class TwinService:
         twin = self.repository.find(query.twin)
         large = query.images.nbytes > _LARGE_BYTES
         stimulus = await asyncio.to_thread(twin.stimulus.read, query) if large else twin.stimulus.read(query)
-        answer = await self._batchers[twin.identity].submit(stimulus.batch, deadline)
+        answer = await self._batchers[twin.identity].submit(stimulus.batch, deadline, bulk=bulk)
         large = large and bool(answer.gradient)
         return await asyncio.to_thread(twin.answer, stimulus, answer) if large else twin.answer(stimulus, answer)
+
+    async def answer_stream(
+        self, queries: AsyncIterator[PredictQuery], deadline: float | None = None
+    ) -> AsyncGenerator[Prediction, None]:
+        """Responses to parts of a batch, in order and as they are ready; bulk work. Ends with the first error.
+
+        Args:
+            queries: taken only as fast as the answers are.
+            deadline: on `time.monotonic()`'s clock, for each part.
+
+        Raises:
+            MousetwinError: as `answer`, and what `queries` raises.
+        """
+
+        async def answer(query: PredictQuery) -> Prediction:
+            async with self._stream_room:
+                return await self.answer(query, deadline, bulk=True)
+
+        def window() -> int:
+            return min(_STREAM_WINDOW, _STREAM_PARTS // self._streams)
+
+        self._streams += 1
+        try:
+            async with contextlib.aclosing(in_order(queries, answer, window)) as answers:
+                async for found in answers:
+                    yield found
+        finally:
+            self._streams -= 1
 
     async def optimize(
         self, query: OptimizeQuery, deadline: float | None = None

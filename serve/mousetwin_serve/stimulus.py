@@ -26,13 +26,15 @@ class Limits:
     """How much one request may ask for.
 
     response_bytes bounds responses and gradients; request_bytes bounds the encoded request and what it expands to;
-    optimize_images the images × conditions × twins of an optimisation's step, optimize_steps its steps.
+    optimize_images the images × conditions × twins of an optimisation's step, optimize_steps its steps. A streamed
+    batch may be of any length; its caller may keep the service waiting for stall_seconds.
     """
 
     request_bytes: int = 64 << 20
     response_bytes: int = 256 << 20
     optimize_images: int = 1024
     optimize_steps: int = 10_000
+    stall_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,10 @@ class StimulusReader:
                 f"images: {size[0]}×{size[1]} (height × width) in {space.value} space, expected {sizes}",
                 field="images",
             )
-        values = _finite(images, "images").reshape(len(images), self._inputs.channels, *size)
+        # Whole numbers are finite, and become floats more cheaply once they are rescaled.
+        whole = images.dtype.kind in "ui" and space is Space.RAW
+        values = images if whole else _finite(images, "images")
+        values = values.reshape(len(images), self._inputs.channels, *size)
         if space is Space.MODEL:
             return values
         self.check_takes_raw()
@@ -194,7 +199,8 @@ class StimulusReader:
             raise InvalidArgument(
                 f"images: raw gray levels run from {low:g} to {high:g}, expected 0 to 255", field="images"
             )
-        return _normalise(rescale(values, self._native), self._statistics.images, subtract_mean=True)
+        rescaled = rescale(values, self._native).astype(np.float32, copy=False)
+        return _normalise(rescaled, self._statistics.images, subtract_mean=True)
 
     def check_takes_raw(self) -> None:
         """Raises InvalidArgument where the statistics that raw images need are not known."""
@@ -306,12 +312,17 @@ class StimulusReader:
             )
 
 
-def rescale(images: Float, size: tuple[int, int]) -> Float:
+def rescale(images: NDArray[Any], size: tuple[int, int]) -> Float:
     """Images (N, C, H, W) shrunk to `size`: bilinear at pixel centres, without antialiasing.
 
     The training loader's `skimage.transform.rescale(order=1, anti_aliasing=False)`; for a factor of 4 that is the mean
     of the central 2×2 pixels of every 4×4 block.
     """
+    if images.dtype == np.uint8 and images.shape[2] == 4 * size[0] and images.shape[3] == 4 * size[1]:
+        # The same numbers, a third of the work: what nearly everybody sends.
+        rows = np.add(images[:, :, 1::4], images[:, :, 2::4], dtype=np.uint16)
+        means: Float = np.multiply(rows[..., 1::4] + rows[..., 2::4], 0.25, dtype=np.float32)
+        return means
     return _resample(_resample(images, size[0], axis=2), size[1], axis=3)
 
 
@@ -320,7 +331,7 @@ def rescale_back(gradient: Float, size: tuple[int, int]) -> Float:
     return _resample_back(_resample_back(gradient, size[0], axis=2), size[1], axis=3)
 
 
-def _resample(images: Float, length: int, axis: int) -> Float:
+def _resample(images: NDArray[Any], length: int, axis: int) -> Float:
     if images.shape[axis] == length:
         return images
     before, after, weight = _mixed(images.shape[axis], length)

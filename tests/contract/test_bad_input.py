@@ -331,7 +331,7 @@ def test_bodies_that_cannot_be_read(name: str, rest: RestCaller) -> None:
 def test_bodies_over_the_limit(chunked: bool, rest: RestCaller) -> None:
     block = b"\0" * (1 << 20)
     body = (block for _ in range(5)) if chunked else block * 5
-    answer = rest.send("full", body, NPY)
+    answer = rest.send("full", body, JSON)
     assert answer.status == 413
     assert answer.code == "RESOURCE_EXHAUSTED"
     assert str(REQUEST_BYTES) in answer.message

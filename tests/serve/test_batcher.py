@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -55,7 +56,7 @@ class Bench:
         self.batcher = Batcher(
             engine,
             self.executor,
-            BatchSettings(in_place_seconds=-1, **{"max_batch": 64, **settings}),
+            BatchSettings(in_place_seconds=-1, **{"max_batch": 64, "yielding_seconds": math.inf, **settings}),
             lambda images, seconds: self.runs.append(images),
         )
         self.finished: list[str] = []
@@ -190,8 +191,8 @@ def test_no_run_is_larger_than_the_limit_and_large_requests_are_sliced(engine: E
         await bench.work()
         await asyncio.gather(*tasks)
         assert sum(bench.runs) == 53
-        # Nobody's slice is held back for company, and every run but the last is full.
-        assert bench.runs == [8] * 6 + [5]
+        # Nobody's slice is held back for company, nobody's answer for bulk work, and every bulk run but the last is full.
+        assert bench.runs == [3] + [8] * 6 + [2]
 
     run(story())
 
@@ -201,7 +202,7 @@ def test_interactive_requests_go_before_bulk(engine: Engine) -> None:
         bench = Bench(engine, max_batch=8, interactive=4)
         tasks = [await bench.busy(), bench.ask(40, "bulk")]
         await until(lambda: bench.batcher.queued == 40)
-        # It comes last, in the middle of the bulk request, and is done before it.
+        # It comes last, in the middle of the bulk request, and is done before it, in a run of its own.
         bench.executor.release()
         await until(lambda: bench.executor.held and len(bench.runs) == 1)
         tasks.append(bench.ask(2, "interactive", seed=1))
@@ -209,7 +210,58 @@ def test_interactive_requests_go_before_bulk(engine: Engine) -> None:
         await bench.work()
         await asyncio.gather(*tasks)
         assert bench.finished == ["first", "interactive", "bulk"]
-        assert bench.runs == [1, 8, 8, 8, 8, 8, 2]
+        assert bench.runs == [1, 8, 2, 8, 8, 8, 8]
+
+    run(story())
+
+
+def test_bulk_work_keeps_to_short_runs_while_somebody_asks_interactively(engine: Engine) -> None:
+    async def story() -> None:
+        bench = Bench(engine, max_batch=8, interactive=4, yielding_seconds=0, company_seconds=3600)
+        tasks = [bench.ask(3, "interactive"), bench.ask(20, "bulk", seed=1)]
+        await until(lambda: bench.executor.held)
+        await bench.work()
+        await asyncio.gather(*tasks)
+        assert bench.runs == [3] + [1] * 20
+
+    run(story())
+
+
+def test_bulk_work_gets_its_turn_however_many_ask_interactively(engine: Engine) -> None:
+    async def story() -> None:
+        bench = Bench(engine, max_batch=8, interactive=4, patience_seconds=0)
+        tasks = [await bench.busy(), bench.ask(10, "bulk", seed=1)]
+        tasks += [bench.ask(4, "interactive", seed=n) for n in range(4)]
+        await until(lambda: bench.batcher.queued == 26)
+        await bench.work()
+        await asyncio.gather(*tasks)
+        assert bench.runs == [1, 8, 2, 8, 8]
+
+    run(story())
+
+
+def test_a_core_is_left_to_interactive_requests(tmp_path: Path) -> None:
+    async def story() -> None:
+        engine = Engine(bundle.read(FRAGILE.write(tmp_path)), choose("cpu", threads=2))
+        bench = Bench(engine, max_batch=8, interactive=4, company_seconds=3600)
+        first = await bench.busy()
+        bulk = bench.ask(40, "bulk", seed=1)
+        await until(lambda: len(bench.executor.held) == 2)
+        await settle()
+        assert len(bench.executor.held) == 2
+        bench.executor.release()
+        await first
+        await settle()
+        # The core that became free is not bulk work's.
+        assert len(bench.executor.held) == 1
+        asked = bench.ask(2, "interactive", seed=2)
+        await until(lambda: len(bench.executor.held) == 2)
+        bench.executor.held.rotate(1)
+        bench.executor.release()
+        await asked
+        await bench.work()
+        await bulk
+        assert bench.finished == ["first", "interactive", "bulk"]
 
     run(story())
 

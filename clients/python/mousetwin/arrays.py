@@ -11,13 +11,14 @@ import math
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InvalidArgument, MousetwinError, PayloadTooLarge
+from .errors import InvalidArgument, PayloadTooLarge
 from .v1 import digital_twin_pb2 as pb
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
@@ -61,6 +62,14 @@ def write_npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
+def npy_header(shape: tuple[int, ...], dtype: Any) -> bytes:
+    """How a `.npy` file begins whose C-ordered little-endian bytes are still to come."""
+    stream = io.BytesIO()
+    descr = npy_format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
+    npy_format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
 def read_npy(data: bytes, field: str) -> NDArray[Any]:
     """The array in the bytes of a `.npy` file.
 
@@ -68,6 +77,101 @@ def read_npy(data: bytes, field: str) -> NDArray[Any]:
         InvalidArgument: not a `.npy` file, truncated or with bytes left over, or of anything but plain numbers.
     """
     stream = io.BytesIO(data)
+    shape, fortran_order, dtype = _read_header(stream, field)
+    body = memoryview(data)[stream.tell() :]
+    _check_shape(shape, dtype, len(body), field)
+    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")
+    return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+class NpyRows:
+    """Reads a `.npy` file as it comes, some rows of its first axis at a time.
+
+    Attributes:
+        shape, dtype: of the whole array, once its header has come; before that None.
+        bytes_in_all: how long the file is, by its header.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._left = bytearray()
+        self._rows_left = 0
+        self.shape: tuple[int, ...] | None = None
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+        self.bytes_in_all = 0
+
+    @property
+    def row_bytes(self) -> int:
+        assert self.shape is not None
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take in what came next.
+
+        Raises:
+            InvalidArgument: not a `.npy` file, of anything but plain numbers, or in Fortran order; or more came than
+                its header says.
+        """
+        self._left += data
+        if self.shape is None and (begun := _header_size(self._left)):
+            if len(self._left) >= begun:
+                self._begin(begun)
+            elif begun > _MAX_HEADER:
+                raise InvalidArgument(f"{self._field}: not a .npy file of version 1 or 2", field=self._field)
+        if self.shape is not None and len(self._left) > self._rows_left * self.row_bytes:
+            raise InvalidArgument(f"{self._field}: more bytes than shape {self.shape} needs", field=self._field)
+
+    def ready(self, most: int) -> NDArray[Any] | None:
+        """The next rows, `most` of them, or all that are left; None where they have not come yet."""
+        if self.shape is None or not self._rows_left:
+            return None
+        count = min(most, self._rows_left)
+        size = count * self.row_bytes
+        if len(self._left) < size:
+            return None
+        block, self._left = self._left[:size], self._left[size:]
+        self._rows_left -= count
+        values = np.frombuffer(block, self.dtype).reshape(count, *self.shape[1:])
+        return values.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def check_ended(self) -> None:
+        """Raises InvalidArgument where rows are missing."""
+        if self.shape is None:
+            raise InvalidArgument(f"{self._field}: not a .npy file, or not a whole one", field=self._field)
+        if self._rows_left:
+            raise InvalidArgument(
+                f"{self._field}: truncated, {self._rows_left} of {self.shape[0]} rows are missing", field=self._field
+            )
+
+    def _begin(self, size: int) -> None:
+        shape, fortran_order, dtype = _read_header(io.BytesIO(self._left[:size]), self._field)
+        claimed = math.prod(shape) * dtype.itemsize if all(type(n) is int and n >= 0 for n in shape) else 0
+        _check_shape(shape, dtype, claimed, self._field)
+        if fortran_order and len(shape) > 1:
+            raise InvalidArgument(
+                f"{self._field}: in Fortran order, which cannot be read row by row; expected C order", field=self._field
+            )
+        if not shape:
+            raise InvalidArgument(f"{self._field}: a single number, expected rows", field=self._field)
+        self.shape, self.dtype = shape, dtype
+        self._rows_left = shape[0]
+        self._left = self._left[size:]
+        self.bytes_in_all = size + claimed
+
+
+def _header_size(data: bytearray) -> int:
+    """Of the `.npy` header that begins `data`; 0 where too little came to tell."""
+    begun = len(npy_format.MAGIC_PREFIX) + 2
+    if len(data) < begun + 4:
+        return 0
+    # One longer than any that is taken says that this is no .npy file.
+    if not data.startswith(npy_format.MAGIC_PREFIX):
+        return _MAX_HEADER + 1
+    width = 2 if data[begun - 2] == 1 else 4
+    return begun + width + int.from_bytes(data[begun : begun + width], "little")
+
+
+def _read_header(stream: io.BytesIO, field: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         with warnings.catch_warnings():
             # numpy warns of odd but readable headers; the array is judged by what it turns out to be.
@@ -78,10 +182,7 @@ def read_npy(data: bytes, field: str) -> NDArray[Any]:
     except Exception as error:
         raise InvalidArgument(f"{field}: not a .npy file of version 1 or 2, or a damaged one", field=field) from error
     _check_dtype(dtype, field)
-    body = memoryview(data)[stream.tell() :]
-    _check_shape(shape, dtype, len(body), field)
-    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")
-    return values.astype(dtype.newbyteorder("="), copy=False)
+    return shape, fortran_order, dtype
 
 
 def write_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -101,29 +202,88 @@ def read_npz(data: bytes, allowed: Collection[str], max_bytes: int) -> dict[str,
             refuses.
         PayloadTooLarge: it expands to more than `max_bytes`.
     """
+    with ExitStack() as stack:
+        archive = _open_zip(stack, io.BytesIO(data), allowed)
+        return _read_members(archive, archive.namelist(), max_bytes)
+
+
+def open_npz(
+    stack: ExitStack, file: BinaryIO, streamed: str, allowed: Collection[str], max_bytes: int
+) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
+    """The arrays in a `.npz` file but one, and that one's `.npy` file to be read as it is needed.
+
+    Args:
+        stack: closes what is opened.
+        file: the `.npz`.
+        streamed: the array that is not read.
+        allowed: names that there may be.
+        max_bytes: what the others may expand to.
+
+    Raises:
+        InvalidArgument, PayloadTooLarge: as `read_npz`; also where `streamed` is missing. Reading the `.npy` raises
+            InvalidArgument where it is damaged.
+    """
+    archive = _open_zip(stack, file, allowed)
+    names = archive.namelist()
+    found = _read_members(archive, [name for name in names if name.removesuffix(".npy") != streamed], max_bytes)
+    member = next((name for name in names if name.removesuffix(".npy") == streamed), None)
+    if member is None:
+        raise InvalidArgument(f"{streamed}: missing", field=streamed)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if (size := sum(member.file_size for member in members)) > max_bytes:
-                raise PayloadTooLarge(f"body: the .npz expands to {size} bytes, the limit is {max_bytes}", field="body")
-            arrays: dict[str, NDArray[Any]] = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name not in allowed or name in arrays:
-                    what = "twice" if name in arrays else "which is not expected"
-                    raise InvalidArgument(
-                        f"body: the .npz holds {name[:80]!r}, {what}; it may hold {', '.join(sorted(allowed))}",
-                        field="body",
-                    )
-                # zipfile trusts the directory's size only up to a point: read one byte past it to be sure.
-                with archive.open(member) as stream:
-                    content = stream.read(member.file_size + 1)
-                arrays[name] = read_npy(content, name)
-            return arrays
-    except MousetwinError:
-        raise
+        stream: Any = _Member(stack.enter_context(archive.open(member)))
+        return found, stream
     except Exception as error:
-        raise InvalidArgument("body: not a .npz file, or a damaged one", field="body") from error
+        raise _damaged() from error
+
+
+class _Member(io.RawIOBase):
+    """A file in an archive, whose damage is told in our words."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except Exception as error:
+            raise _damaged() from error
+
+
+def _open_zip(stack: ExitStack, file: BinaryIO, allowed: Collection[str]) -> zipfile.ZipFile:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(file))
+    except Exception as error:
+        raise _damaged() from error
+    seen = set()
+    for member in archive.namelist():
+        name = member.removesuffix(".npy")
+        if name not in allowed or name in seen:
+            what = "twice" if name in seen else "which is not expected"
+            raise InvalidArgument(
+                f"body: the .npz holds {name[:80]!r}, {what}; it may hold {', '.join(sorted(allowed))}", field="body"
+            )
+        seen.add(name)
+    return archive
+
+
+def _read_members(archive: zipfile.ZipFile, names: Collection[str], max_bytes: int) -> dict[str, NDArray[Any]]:
+    if (size := sum(archive.getinfo(name).file_size for name in names)) > max_bytes:
+        raise PayloadTooLarge(f"body: the .npz expands to {size} bytes, the limit is {max_bytes}", field="body")
+    found = {}
+    for name in names:
+        try:
+            # zipfile trusts the directory's size only up to a point: read one byte past it to be sure.
+            with archive.open(name) as stream:
+                content = stream.read(archive.getinfo(name).file_size + 1)
+        except Exception as error:
+            raise _damaged() from error
+        array = name.removesuffix(".npy")
+        found[array] = read_npy(content, array)
+    return found
+
+
+def _damaged() -> InvalidArgument:
+    return InvalidArgument("body: not a .npz file, or a damaged one", field="body")
 
 
 def from_nested(value: Any, field: str) -> NDArray[Any]:

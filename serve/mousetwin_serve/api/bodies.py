@@ -26,7 +26,14 @@ def read_query(
         InvalidArgument: the body cannot be read, a parameter is malformed, or something is given twice.
         PayloadTooLarge: an `.npz` that expands to more than `max_bytes`.
     """
-    found: dict[str, Any] = _READERS[media_type](body, max_bytes)
+    return build_query(mouse, _READERS[media_type](body, max_bytes), parameters, gradient=gradient)
+
+
+def build_query(
+    mouse: str, found: Mapping[str, Any], parameters: Mapping[str, str], *, gradient: bool = False
+) -> PredictQuery:
+    """The query of what a body held and of query parameters. Raises as `read_query`."""
+    found = dict(found)
     for name in ("neurons", "unit_ids", *WORDS):
         if name in parameters:
             if found.get(name) is not None:
@@ -39,7 +46,7 @@ def read_query(
         how = "missing" if gradient else "not taken here: gradients are at …/gradient"
         raise InvalidArgument(f"cotangent: {how}", field="cotangent")
     query = PredictQuery(
-        TwinRef(mouse, found.get("model") or "", found.get("version") or ""),
+        twin_of(mouse, found),
         found["images"],
         found.get("behavior"),
         found.get("pupil_center"),
@@ -50,13 +57,42 @@ def read_query(
     return GradientQuery(**vars(query), cotangent=found["cotangent"]) if gradient else query
 
 
-def write_answer(answer: Prediction, media_type: str) -> bytes:
+def twin_of(mouse: str, parameters: Mapping[str, Any]) -> TwinRef:
+    return TwinRef(mouse, parameters.get("model") or "", parameters.get("version") or "")
+
+
+def answer_dtype(parameters: Mapping[str, str]) -> np.dtype[Any]:
+    """Of the responses: float32, or float16 where the query parameter `dtype` says so. Raises InvalidArgument."""
+    name = parameters.get("dtype", "float32")
+    if name not in ("float32", "float16"):
+        raise InvalidArgument(f"dtype: {name[:80]!r}, expected 'float32' or 'float16'", field="dtype")
+    return np.dtype(name)
+
+
+def write_answer(answer: Prediction, media_type: str, dtype: np.dtype[Any]) -> bytes:
     """The body of an answer: `.npy` of the responses, `.npz` with `responses` and gradients, or JSON."""
+    written = {**vars(answer), "responses": encode(answer.responses, dtype)}
     if media_type == NPY:
-        return arrays.write_npy(answer.responses)
+        return arrays.write_npy(written["responses"])
     if media_type == NPZ:
-        return arrays.write_npz({name: v for name, v in vars(answer).items() if isinstance(v, np.ndarray)})
-    return write_json(vars(answer))
+        return arrays.write_npz({name: v for name, v in written.items() if isinstance(v, np.ndarray)})
+    return write_json(written)
+
+
+def encode(responses: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Responses as they are sent; what is beyond float16 becomes infinite."""
+    with np.errstate(over="ignore"):
+        return responses.astype(dtype, copy=False)
+
+
+def headers_of(answer: Prediction) -> dict[str, str]:
+    """What an answer's HTTP headers tell of it."""
+    twin = answer.twin
+    return {
+        "X-Mousetwin-Twin": f"{twin.mouse}/{twin.model}/{twin.version}",
+        "X-Mousetwin-Digest": twin.digest,
+        "X-Mousetwin-Defaults": ",".join(answer.defaults),
+    }
 
 
 def write_json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mousetwin.errors import Cancelled, InvalidArgument, MousetwinError, PayloadTooLarge
-from mousetwin.query import Prediction, PredictQuery, TwinRef
+from mousetwin.query import Prediction, PredictQuery
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from ..service import TwinService
-from . import bodies, openapi
+from . import bodies, bulk, openapi
 from .errors import as_domain_error, http_status, new_request_id
 
 _LARGE_BYTES = 1 << 20
@@ -71,8 +71,15 @@ class _Rest:
                 code = error_.code
                 response = _problem(http_status(error_), str(error_), error_)
             response.headers["X-Request-Id"] = request_id
-            metrics.requests.labels("rest", call, code).inc()
-            seconds.observe(time.perf_counter() - start)
+
+            def ended(code: str) -> None:
+                metrics.requests.labels("rest", call, code).inc()
+                seconds.observe(time.perf_counter() - start)
+
+            if isinstance(response, bulk.StreamedAnswer):
+                response.on_end = ended
+            else:
+                ended(code)
             return response
 
         return handle
@@ -81,12 +88,27 @@ class _Rest:
         return _json({"mice": self._service.list_mice()})
 
     async def get_mouse(self, request: Request) -> Response:
-        parameters = request.query_params
-        ref = TwinRef(request.path_params["mouse"], parameters.get("model", ""), parameters.get("version", ""))
+        ref = bodies.twin_of(request.path_params["mouse"], request.query_params)
         return _json(self._service.get_mouse(ref))
 
     async def predict(self, request: Request) -> Response:
-        return await self._answer(request, (bodies.JSON, bodies.NPY, bodies.NPZ), gradient=False)
+        types = (bodies.JSON, bodies.NPY, bodies.NPZ)
+        sent_as = _sent_as(request, types)
+        if self._is_bulk(request, sent_as, _answer_as(request, sent_as, types)):
+            # Rows that are sent as they are ready are a .npy, whatever came.
+            _answer_as(request, bodies.NPY, (bodies.NPY,))
+            return await bulk.answer(request, self._service, sent_as, _deadline(request))
+        return await self._answer(request, types, gradient=False)
+
+    def _is_bulk(self, request: Request, sent_as: str, answer_as: str) -> bool:
+        """Whether a body is worked on as it comes."""
+        if sent_as == bodies.JSON:
+            return False
+        length = request.headers.get("content-length", "")
+        limit = self._service.limits.request_bytes
+        if answer_as == bodies.NPY:
+            return not length.isdigit() or int(length) > min(limit, _LARGE_BYTES)
+        return sent_as == bodies.NPZ and length.isdigit() and int(length) > limit
 
     async def gradient(self, request: Request) -> Response:
         # One .npy has no room for images and cotangent.
@@ -96,6 +118,7 @@ class _Rest:
         deadline = _deadline(request)
         sent_as = _sent_as(request, types)
         answer_as = _answer_as(request, sent_as, types)
+        dtype = bodies.answer_dtype(request.query_params)
         body = await self._body(request)
 
         def read() -> PredictQuery:
@@ -106,16 +129,10 @@ class _Rest:
         query = await asyncio.to_thread(read) if len(body) > _LARGE_BYTES else read()
         answer = await self._answer_while_connected(request, query, deadline)
         if answer.responses.nbytes > _LARGE_BYTES or gradient:
-            content = await asyncio.to_thread(bodies.write_answer, answer, answer_as)
+            content = await asyncio.to_thread(bodies.write_answer, answer, answer_as, dtype)
         else:
-            content = bodies.write_answer(answer, answer_as)
-        twin = answer.twin
-        headers = {
-            "X-Mousetwin-Twin": f"{twin.mouse}/{twin.model}/{twin.version}",
-            "X-Mousetwin-Digest": twin.digest,
-            "X-Mousetwin-Defaults": ",".join(answer.defaults),
-        }
-        return Response(content, media_type=answer_as, headers=headers)
+            content = bodies.write_answer(answer, answer_as, dtype)
+        return Response(content, media_type=answer_as, headers=bodies.headers_of(answer))
 
     async def _answer_while_connected(
         self, request: Request, query: PredictQuery, deadline: float | None
@@ -199,7 +216,7 @@ def _answer_as(request: Request, sent_as: str, types: tuple[str, ...]) -> str:
 
 
 def _any_of(types: tuple[str, ...]) -> str:
-    return " or ".join((", ".join(types[:-1]), types[-1]))
+    return " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
 
 
 def _deadline(request: Request) -> float | None:

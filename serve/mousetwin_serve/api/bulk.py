@@ -1,0 +1,240 @@
+"""Predictions for a body of any length: images in, rows of responses out, as `.npy`, both as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+from mousetwin import arrays
+from mousetwin.errors import Cancelled, DeadlineExceeded, InvalidArgument, PayloadTooLarge, ResourceExhausted
+from mousetwin.query import Prediction, PredictQuery
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..service import TwinService
+from ..spool import Spool, open_temporary
+from . import bodies
+from .errors import as_domain_error
+
+log = logging.getLogger(__name__)
+
+# Images that are asked about at once: enough to fill a run on every core.
+_BLOCK = 64
+_PIECE = 1 << 20
+
+
+class StreamedAnswer(Response):
+    """Sends responses as they are ready. Ends the connection before the announced length where something fails.
+
+    Attributes:
+        on_end: called with the outcome's code.
+    """
+
+    def __init__(
+        self, upload: Upload, answers: AsyncGenerator[Prediction, None], first: Prediction, count: int
+    ) -> None:
+        super().__init__()
+        self.on_end: Callable[[str], None] = lambda code: None
+        self._upload = upload
+        self._answers = answers
+        self._first = first
+        self._header = arrays.npy_header((count, first.responses.shape[1]), upload.dtype)
+        row_bytes = first.responses.shape[1] * upload.dtype.itemsize
+        self.headers["content-type"] = bodies.NPY
+        self.headers["content-length"] = str(len(self._header) + count * row_bytes)
+        self.headers.update(bodies.headers_of(first))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        code, rows = "OK", 0
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send(send, self._header)
+            async for answer in self._all():
+                encoded = bodies.encode(answer.responses, self._upload.dtype)
+                await self._send(send, np.ascontiguousarray(encoded).data.cast("B"))
+                rows += len(answer.responses)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception as failure:
+            # The status has been sent: all that is left is to end before the length that was announced, which every
+            # HTTP client tells of.
+            request_id = self.headers.get("x-request-id", "")
+            error = as_domain_error(failure, request_id)
+            code = error.code
+            log.warning("request %s ended after %d rows: %s", request_id, rows, error)
+        finally:
+            await self.close()
+            self.on_end(code)
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        await self._answers.aclose()
+        await self._upload.close()
+
+    async def _all(self) -> AsyncIterator[Prediction]:
+        yield self._first
+        async for answer in self._answers:
+            yield answer
+
+    async def _send(self, send: Send, data: bytes | memoryview) -> None:
+        self._upload.check_caller()
+        try:
+            message = {"type": "http.response.body", "body": data, "more_body": True}
+            await asyncio.wait_for(send(message), self._upload.stall_seconds)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"the caller read nothing for {self._upload.stall_seconds:g} s") from None
+
+
+async def answer(request: Request, service: TwinService, sent_as: str, deadline: float | None) -> StreamedAnswer:
+    """The answer to a large request, its first rows computed.
+
+    Raises:
+        MousetwinError: what is wrong with the request as far as its first rows tell.
+    """
+    upload = Upload(request, service, sent_as)
+    try:
+        queries = upload.queries()
+        answers = service.answer_stream(queries, deadline)
+        try:
+            first = await anext(answers)
+        except BaseException:
+            await answers.aclose()
+            raise
+        return StreamedAnswer(upload, answers, first, upload.count)
+    except BaseException:
+        await upload.close()
+        raise
+
+
+class Upload:
+    """A large request's body, read as it comes.
+
+    Attributes:
+        count: images in all, known with the first query.
+        dtype: of the answer.
+        stall_seconds: for how long neither side may keep the other waiting.
+    """
+
+    def __init__(self, request: Request, service: TwinService, sent_as: str) -> None:
+        self.count = self._done = 0
+        self.dtype = bodies.answer_dtype(request.query_params)
+        self.stall_seconds = service.limits.stall_seconds
+        self._mouse: str = request.path_params["mouse"]
+        self._parameters: Mapping[str, str] = request.query_params
+        self._limit = service.limits.request_bytes
+        self._answers_limit = service.limits.response_bytes
+        self._neurons = service.repository.find(bodies.twin_of(self._mouse, self._parameters)).summary.neurons
+        self._sent_as = sent_as
+        length = request.headers.get("content-length", "")
+        self._length = int(length) if length.isdigit() else None
+        self._spool = Spool()
+        self._gone = False
+        self._reader = asyncio.ensure_future(self._read(request.receive))
+
+    async def queries(self) -> AsyncIterator[PredictQuery]:
+        """Some images at a time, with what goes with them; the last ones once all has come as announced."""
+        if self._sent_as == bodies.NPZ:
+            with contextlib.ExitStack() as stack:
+                beside, images = await self._open_npz(stack)
+                async for query in self._queries(beside, lambda: asyncio.to_thread(images.read, _PIECE), None):
+                    yield query
+        else:
+            async for query in self._queries({}, self._get, self._length):
+                yield query
+
+    def check_caller(self) -> None:
+        """Raises Cancelled where the caller hung up."""
+        if self._gone:
+            raise Cancelled("the caller hung up")
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._spool.close()
+
+    async def _queries(
+        self, beside: dict[str, NDArray[Any]], get: Callable[[], Any], length: int | None
+    ) -> AsyncIterator[PredictQuery]:
+        rows = arrays.NpyRows("images")
+        block = _BLOCK
+        begun = ended = False
+        while True:
+            images = rows.ready(block)
+            if images is None and not ended:
+                data = await get()
+                rows.feed(data)
+                ended = not data
+                if rows.shape is not None and not begun:
+                    begun = True
+                    block = self._begin(rows, beside, length)
+                continue
+            if images is None:
+                rows.check_ended()
+                # There are none: what to say to that is not decided here.
+                if rows.shape is not None and rows.shape[0] == 0:
+                    yield self._query(beside, np.empty(rows.shape, rows.dtype), 0)
+                return
+            start = self._done
+            self._done += len(images)
+            if self._done == self.count:
+                while data := await get():
+                    rows.feed(data)
+                ended = True
+            yield self._query(beside, images, start)
+
+    def _begin(self, rows: arrays.NpyRows, beside: dict[str, NDArray[Any]], length: int | None) -> int:
+        """Check what the header says; how many images to take at once."""
+        assert rows.shape is not None
+        self.count = rows.shape[0]
+        if length is not None and length != rows.bytes_in_all:
+            raise InvalidArgument(
+                f"images: by its header the .npy has {rows.bytes_in_all} bytes, {length} are announced", field="images"
+            )
+        for name, values in beside.items():
+            if values.ndim == 2 and len(values) != self.count:
+                raise InvalidArgument(
+                    f"{name}: {len(values)} rows, expected one for each of {self.count} images", field=name
+                )
+        if rows.row_bytes > self._limit:
+            raise PayloadTooLarge(f"images: {rows.row_bytes} bytes each, the limit is {self._limit}", field="images")
+        return max(1, min(_BLOCK, self._limit // max(1, rows.row_bytes), self._answers_limit // (4 * self._neurons)))
+
+    def _query(self, beside: dict[str, NDArray[Any]], images: NDArray[Any], start: int) -> PredictQuery:
+        stop = start + len(images)
+        found = {name: values[start:stop] if values.ndim == 2 else values for name, values in beside.items()}
+        return bodies.build_query(self._mouse, {**found, "images": images}, self._parameters)
+
+    async def _open_npz(self, stack: contextlib.ExitStack) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
+        """What is beside the images, and the images' `.npy`. Where it is in the archive is told only by its end."""
+        file = stack.enter_context(open_temporary())
+        while data := await self._get():
+            await asyncio.to_thread(file.write, data)
+        return await asyncio.to_thread(arrays.open_npz, stack, file, "images", bodies.ARRAYS, self._limit)
+
+    async def _get(self) -> bytes:
+        try:
+            return await asyncio.wait_for(self._spool.get(), self.stall_seconds)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"the caller sent nothing for {self.stall_seconds:g} s") from None
+
+    async def _read(self, receive: Receive) -> None:
+        try:
+            more = True
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    self._gone = True
+                    self._spool.fail(Cancelled("the caller hung up"))
+                    return
+                self._spool.put(message.get("body", b""))
+                if more and not message.get("more_body", False):
+                    more = False
+                    self._spool.end()
+        except OSError as error:
+            log.error("a request's body cannot be kept", exc_info=error)
+            self._spool.fail(ResourceExhausted("body: the service has no room for it; send fewer images at once"))

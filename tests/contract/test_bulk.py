@@ -1,0 +1,254 @@
+"""Batches of any length over REST: streamed in, streamed out, whole or recognisably not."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from bundles import FULL, WIDE
+from mousetwin.arrays import read_npy, write_npy
+from mousetwin_serve.stimulus import Limits
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+from running import REQUEST_BYTES, Service, in_thread, until
+
+NPY, NPZ = "application/x-npy", "application/x-npz"
+# 2.3 MB, nine times what one request may otherwise hold.
+MANY = np.random.default_rng(0).integers(0, 256, (3000, *FULL.stimulus)).astype(np.uint8)
+
+
+def post(service: Service, mouse: str, body: Any, content_type: str = NPY, **parameters: str) -> httpx.Response:
+    headers = {"content-type": content_type}
+    return httpx.post(
+        f"{service.http}/v1/mice/{mouse}/predict", params=parameters, content=body, headers=headers, timeout=60
+    )
+
+
+def in_pieces(data: bytes, size: int = 50_000) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def npz(**values: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **values)
+    return stream.getvalue()
+
+
+def good(service: Service) -> None:
+    answer = post(service, "full", write_npy(MANY[:1]))
+    assert_allclose(read_npy(answer.content, "responses"), FULL.respond_raw(MANY[:1]), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def right() -> NDArray[np.float64]:
+    return FULL.respond_raw(MANY)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+def test_a_body_of_any_length(chunked: bool, service: Service, right: NDArray[np.float64]) -> None:
+    body = write_npy(MANY)
+    assert len(body) > REQUEST_BYTES
+    answer = post(service, "full", in_pieces(body) if chunked else body)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == NPY
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.headers["x-mousetwin-twin"] == "full/linear/1"
+    assert answer.headers["x-mousetwin-defaults"] == "behavior,pupil_center"
+    assert answer.headers["x-request-id"]
+    assert_allclose(read_npy(answer.content, "responses"), right, rtol=0, atol=1e-5)
+
+
+def test_what_goes_with_it(service: Service, right: NDArray[np.float64]) -> None:
+    answer = post(service, "full", write_npy(MANY), neurons="5,0", dtype="float16")
+    found = read_npy(answer.content, "responses")
+    assert found.dtype == np.float16
+    assert_allclose(found, right[:, [5, 0]], rtol=1e-3, atol=1e-3)
+    few = post(service, "full", write_npy(MANY[:2]), dtype="float16")
+    assert read_npy(few.content, "responses").dtype == np.float16
+    floats = post(service, "full", write_npy(MANY.astype(np.float32)[:, None]), space="raw", unit_ids="7")
+    assert_allclose(read_npy(floats.content, "responses"), right[:, [1]], rtol=0, atol=1e-5)
+
+
+def test_behavior_and_pupil_beside_the_images(service: Service) -> None:
+    rng = np.random.default_rng(1)
+    # Noise does not shrink: this is over the limit, compressed or not.
+    behavior, pupil_center = rng.normal(4, 1, (len(MANY), 3)), rng.normal(0, 5, (len(MANY), 2))
+    each = rng.integers(0, 7, (len(MANY), 1))
+    right = FULL.respond_raw(MANY, behavior, pupil_center)
+    body = npz(images=MANY, behavior=behavior, pupil_center=pupil_center)
+    assert len(body) > REQUEST_BYTES
+    found = read_npy(post(service, "full", body, NPZ).content, "responses")
+    assert_allclose(found, right, rtol=0, atol=1e-5)
+    body = npz(behavior=behavior[0], images=MANY, pupil_center=pupil_center[0], neurons=each)
+    found = read_npy(post(service, "full", body, NPZ).content, "responses")
+    right = FULL.respond_raw(MANY, np.repeat(behavior[:1], len(MANY), 0), np.repeat(pupil_center[:1], len(MANY), 0))
+    assert_allclose(found, np.take_along_axis(right, each, 1), rtol=0, atol=1e-5)
+
+
+class Connection:
+    """A caller that sends and reads as it pleases."""
+
+    def __init__(self, service: Service, mouse: str, length: int) -> None:
+        host, _, port = service.http.removeprefix("http://").partition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=60)
+        head = f"POST /v1/mice/{mouse}/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {NPY}\r\n"
+        self.socket.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        self.stream = self.socket.makefile("rb")
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        status = int(self.stream.readline().split()[1])
+        lines = iter(self.stream.readline, b"\r\n")
+        return status, {n.strip().lower(): v.strip() for n, _, v in (line.decode().partition(":") for line in lines)}
+
+    def close(self) -> None:
+        self.stream.close()
+        self.socket.close()
+
+
+def test_the_first_rows_leave_while_later_images_arrive(service: Service, right: NDArray[np.float64]) -> None:
+    body = write_npy(MANY)
+    connection = Connection(service, "full", len(body))
+    half = len(body) // 2
+    connection.socket.sendall(body[:half])
+    status, headers = connection.head()
+    assert status == 200
+    length = int(headers["content-length"])
+    header = length - 4 * right.size
+    begun = connection.stream.read(header + 4 * 7 * 1000)
+    assert_allclose(np.frombuffer(begun[header:], "<f4").reshape(-1, 7), right[:1000], rtol=0, atol=1e-5)
+    connection.socket.sendall(body[half:])
+    whole = begun + connection.stream.read(length - len(begun))
+    assert_allclose(read_npy(whole, "responses"), right, rtol=0, atol=1e-5)
+    connection.close()
+
+
+def test_a_caller_that_sends_everything_before_it_reads(service: Service) -> None:
+    """As most HTTP libraries do: with more on its way both ways than sockets hold."""
+    images = np.random.default_rng(2).integers(0, 256, (4000, *WIDE.stimulus)).astype(np.uint8)
+    connection = http.client.HTTPConnection(service.http.removeprefix("http://"), timeout=60)
+    connection.request("POST", "/v1/mice/wide/predict", write_npy(images), {"content-type": NPY})
+    found = read_npy(connection.getresponse().read(), "responses")
+    connection.close()
+    assert found.shape == (4000, 4000)
+    assert_allclose(found[-100:], WIDE.respond_raw(images[-100:]), rtol=0, atol=1e-4)
+
+
+def damaged(name: str) -> tuple[bytes, str]:
+    """A body that is wrong from the start, and what the answer says of it."""
+    whole = write_npy(MANY)
+    return {
+        "no npy": (b"\0" * len(whole), "not a .npy"),
+        "too short": (whole[:-1], "announced"),
+        "too long": (whole + b"\0", "announced"),
+        "fortran": (write_npy(np.asfortranarray(MANY.astype(np.float32))), "Fortran"),
+        "objects": (whole.replace(b"'|u1'", b"'|O8'", 1), "plain numbers"),
+        "another size": (write_npy(MANY.reshape(-1, 48, 16)), "48×16"),
+        "wrong rank": (write_npy(MANY.reshape(-1)), "rank 1"),
+        "huge rows": (whole.replace(b"(3000, 24, 32)", b"(3, 24, 32000)", 1), "bytes each"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["no npy", "too short", "too long", "fortran", "objects", "another size", "wrong rank", "huge rows"]
+)
+def test_what_is_wrong_from_the_start_is_refused(name: str, service: Service) -> None:
+    body, told = damaged(name)
+    answer = post(service, "full", body)
+    assert answer.status_code == (413 if name == "huge rows" else 400), answer.content
+    problem = answer.json()
+    assert told in problem["detail"]
+    assert problem["field"] == "images"
+    good(service)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [({"dtype": "float64"}, "dtype"), ({"neurons": "7"}, "neurons"), ({"space": "lab"}, "space"), ({"model": "x"}, "")],
+)
+def test_parameters_are_checked(parameters: dict[str, str], field: str, service: Service) -> None:
+    answer = post(service, "full", write_npy(MANY), **parameters)
+    assert answer.status_code in (400, 404)
+    assert answer.json()["field"] in (field, "model")
+    good(service)
+
+
+def test_an_npz_is_checked(service: Service) -> None:
+    for body, told in [
+        (npz(images=MANY, behavior=np.zeros((7, 3))), "7 rows"),
+        (npz(images=MANY, extra=MANY[:1]), "extra"),
+        (npz(pupil_center=MANY), "expands to"),
+        (npz(behavior=np.zeros(3), pupil_center=np.zeros(2), neurons=MANY[:300]), "images"),
+        (npz(images=MANY)[:-2000], "not a .npz"),
+    ]:
+        answer = post(service, "full", body, NPZ)
+        assert answer.status_code in (400, 413)
+        assert told in answer.json()["detail"]
+    good(service)
+
+
+@pytest.mark.parametrize("wrong", ["not finite", "cut off", "more than announced"])
+def test_what_goes_wrong_later_never_looks_like_a_whole_answer(wrong: str, service: Service) -> None:
+    images = MANY.astype(np.float32)
+    if wrong == "not finite":
+        images[2900, 3, 4] = np.nan
+    body = write_npy(images)
+    body = body[:-5000] if wrong == "cut off" else body + b"\0" if wrong == "more than announced" else body
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(service, "full", in_pieces(body), space="raw")
+    good(service)
+
+
+def counted(service: Service, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{service.http}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+@pytest.mark.parametrize("how", ["stops reading", "hangs up", "stops sending"])
+def test_a_caller_that_is_lost_costs_no_more_than_its_window(how: str, models: Path) -> None:
+    images = np.zeros((6000, *WIDE.stimulus), np.uint8)
+    body = write_npy(images)
+    with in_thread(models, limits=Limits(stall_seconds=0.3)) as service:
+        connection = Connection(service, "wide", len(body))
+        connection.socket.sendall(body[: len(body) // 2] if how == "stops sending" else body)
+        assert connection.head()[0] == 200
+        if how == "hangs up":
+            connection.close()
+        if how == "stops sending":
+            with pytest.raises(http.client.IncompleteRead):
+                raise http.client.IncompleteRead(connection.stream.read(), len(body))
+        code = "CANCELLED" if how == "hangs up" else "DEADLINE_EXCEEDED"
+        until(lambda: counted(service, f'mousetwin_requests_total{{call="Predict",code="{code}",protocol="rest"}}'))
+        # What sockets hold and a window, not the whole.
+        assert counted(service, 'mousetwin_images_total{model="linear",mouse="wide"}') < 4000
+        good(service)
+        connection.close()
+
+
+def test_two_hundred_at_once(service: Service) -> None:
+    body = write_npy(MANY[:700])
+    right = FULL.respond_raw(MANY[:700])
+
+    async def ask() -> list[bytes]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=service.http, timeout=120, limits=limits) as client:
+
+            async def one() -> bytes:
+                answer = await client.post("/v1/mice/full/predict", content=body, headers={"content-type": NPY})
+                assert answer.status_code == 200
+                return answer.content
+
+            return await asyncio.gather(*(one() for _ in range(200)))
+
+    answers = asyncio.run(ask())
+    assert len(set(answers)) == 1
+    assert_allclose(read_npy(answers[0], "responses"), right, rtol=0, atol=1e-5)

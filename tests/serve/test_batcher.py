@@ -191,7 +191,7 @@ def test_no_run_is_larger_than_the_limit_and_large_requests_are_sliced(engine: E
         await bench.work()
         await asyncio.gather(*tasks)
         assert sum(bench.runs) == 53
-        # Nobody's slice is held back for company, nobody's answer for bulk work, and every bulk run but the last is full.
+        # Nobody's slice is held back for company, and every bulk run but the last is full.
         assert bench.runs == [3] + [8] * 6 + [2]
 
     run(story())

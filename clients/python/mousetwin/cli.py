@@ -1,4 +1,4 @@
-"""The `mousetwin` command. `mice` and `predict` are here; the serve and export packages add theirs by entry point.
+"""The `mousetwin` command. The client's are here and beside; the serve and export packages add theirs by entry point.
 
 An entry point in `mousetwin.commands` is a function that adds its parser to the subparsers it is given, with the
 defaults `run` (takes the arguments, returns the exit status) and `extra` (what to install where one of its imports is
@@ -17,17 +17,12 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.lib.format import MAGIC_PREFIX
-from numpy.typing import NDArray
-
-from .arrays import read_npz
-from .errors import InvalidArgument, MousetwinError, NotFound
+from .errors import MousetwinError, NotFound
+from .predict_cli import add_predict
 from .progress import ProgressBar
 from .query import TwinSummary
+from .score_cli import add_score
 from .twins import connect
-
-_NPZ_ARRAYS = ("images", "behavior", "pupil_center")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mousetwin {version('mousetwin')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_mice(commands)
-    _add_predict(commands)
+    add_predict(commands, _add_server, _integers)
+    add_score(commands, _add_server)
     _add_mei(commands)
     for entry_point in sorted(entry_points(group="mousetwin.commands"), key=lambda e: e.name):
         entry_point.load()(commands)
@@ -93,22 +89,6 @@ def describe(summary: TwinSummary) -> str:
     )
 
 
-def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="predict responses to the images in a file")
-    parser.add_argument("images", type=Path, metavar="IMAGES", help=f".npy, or .npz with {', '.join(_NPZ_ARRAYS)}")
-    parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--version", default=None, help="default: the newest")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".npy to write, float32 (N, K)")
-    parser.add_argument("--behavior", type=Path, metavar="NPY", help="(N, B) or (B,)")
-    parser.add_argument("--pupil-center", type=Path, metavar="NPY", help="(N, 2) or (2,)")
-    parser.add_argument("--neurons", type=_integers, metavar="I,J,…", help="0-based columns; default: all")
-    parser.add_argument("--unit-ids", type=_integers, metavar="I,J,…", help="the recording's own ids instead")
-    parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
-    _add_server(parser)
-    parser.set_defaults(run=_run_predict)
-
-
 def _add_mei(commands: Any) -> None:
     parser = commands.add_parser("mei", help="most-exciting images of chosen neurons")
     parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
@@ -163,73 +143,6 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers separated by commas") from None
-
-
-def _run_predict(args: argparse.Namespace) -> int:
-    inputs = _load_inputs(args.images)
-    for name in ("behavior", "pupil_center"):
-        if (path := getattr(args, name)) is not None:
-            if name in inputs:
-                raise InvalidArgument(f"{name}: given both in {args.images} and as {path}", field=name)
-            inputs[name] = _load_npy(path, name)
-    with _whole_file(args.out) as stream, connect(args.server, timeout=args.timeout) as twins:
-        mouse = twins.mouse(args.mouse, args.model, args.version)
-        responses = mouse.predict(
-            inputs["images"],
-            inputs.get("behavior"),
-            inputs.get("pupil_center"),
-            neurons=args.neurons,
-            unit_ids=args.unit_ids,
-            space=args.space,
-            progress=ProgressBar(f"{args.mouse}"),
-        )
-        np.save(stream, np.asarray(responses), allow_pickle=False)
-    assert responses.twin is not None
-    defaults = f"; {' and '.join(responses.defaults)} at the training set's mean" if responses.defaults else ""
-    twin = responses.twin
-    print(
-        f"{args.out}: {responses.shape[0]} images × {responses.shape[1]} neurons, float32, "
-        f"from {twin.mouse}/{twin.model}/{twin.version} {twin.digest[:12]}{defaults}"
-    )
-    return 0
-
-
-def _load_inputs(path: Path) -> dict[str, NDArray[Any]]:
-    if path.suffix == ".npz":
-        try:
-            inputs = read_npz(_read(path), _NPZ_ARRAYS, max_bytes=sys.maxsize)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{path}: {error}", field=error.field) from None
-        if "images" not in inputs:
-            raise InvalidArgument(f"{path}: there is no array 'images' in it", field="images")
-        return inputs
-    return {"images": _load_npy(path, "images")}
-
-
-def _load_npy(path: Path, field: str) -> NDArray[Any]:
-    wrong = f"{path}: not a .npy file, a damaged one, or one of anything but plain numbers"
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(len(MAGIC_PREFIX))
-        # np.load takes other files as well, and not all of them well.
-        if magic != MAGIC_PREFIX:
-            raise InvalidArgument(wrong, field=field)
-        # Mapped, not read: a recording's images need not fit into memory.
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror or error}", field=field) from None
-    except MousetwinError:
-        raise
-    except ValueError:
-        raise InvalidArgument(wrong, field=field) from None
-    return array
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}", field="images") from None
 
 
 @contextmanager

@@ -84,8 +84,7 @@ def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
     images = query.images
     count = len(images) if images.ndim else 0
     answered = 4 * neurons + (4 * images[0].size if isinstance(query, GradientQuery) and count else 0)
-    per_image = max(images.nbytes // max(count, 1), answered, 1)
-    size = max(1, min(MAX_FRAME_IMAGES, MAX_FRAME_BYTES // per_image))
+    size = frame_size(images.nbytes // max(count, 1), answered)
     rows = {name: array for name in _BY_IMAGE if (array := getattr(query, name, None)) is not None}
     rows = {name: array for name, array in rows.items() if array.ndim == 2}
     if count <= size or any(len(array) != count for array in rows.values()):
@@ -94,6 +93,11 @@ def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
         replace(query, images=images[i : i + size], **{name: array[i : i + size] for name, array in rows.items()})
         for i in range(0, count, size)
     ]
+
+
+def frame_size(image_bytes: int, answer_bytes: int) -> int:
+    """Images in a frame, where one of them and what is answered to it have so many bytes."""
+    return max(1, min(MAX_FRAME_IMAGES, MAX_FRAME_BYTES // max(image_bytes, answer_bytes, 1)))
 
 
 class Collector:

@@ -122,16 +122,24 @@ class GrpcTransport:
         self._check_open()
         room = threading.Semaphore(WINDOW)
 
+        failures: list[Exception] = []
+
         def requests() -> Iterator[pb.SessionRequest]:
-            for number, query in enumerate(queries):
-                room.acquire()
-                yield wire.frame_to_proto(number, query)
+            # gRPC would tell of a failure in here by a word on its log.
+            try:
+                for number, query in enumerate(queries):
+                    room.acquire()
+                    yield wire.frame_to_proto(number, query)
+            except Exception as failure:
+                failures.append(failure)
 
         call = self._stubs.session(requests(), timeout=timeout)
         try:
             for response in call:
                 room.release()
                 yield wire.answer_from_proto(response)
+            if failures:
+                raise failures[0]
         except grpc.RpcError as error:
             raise translate(error, self._address) from None
         finally:

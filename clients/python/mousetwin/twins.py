@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from types import TracebackType
 from typing import Any
@@ -136,6 +136,24 @@ class Mouse:
         """
         query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
         return responses_of(self._ask(query, timeout, progress))
+
+    def predict_frames(
+        self, frames: Iterable[Mapping[str, Any]], *, timeout: float | None = None
+    ) -> Iterator[Responses]:
+        """Responses to one batch after another, in order, the next ones sent while earlier ones are computed.
+
+        Args:
+            frames: arguments of `predict` each, taken as fast as they are answered; as many images as a request may
+                hold.
+            timeout: seconds for all of them.
+
+        Raises:
+            MousetwinError: as `predict`, with the answers before it given; also what `frames` raises.
+        """
+        names = ("images", "behavior", "pupil_center", "neurons", "unit_ids", "space")
+        queries = (build_query(self.summary, *(frame.get(name) for name in names)) for frame in frames)  # type: ignore[arg-type]
+        for answer in self._transport.ask_frames(queries, timeout or self._timeout):
+            yield responses_of(answer)
 
     def gradient(
         self,

@@ -1,0 +1,181 @@
+"""`mousetwin predict`: responses to files of any size, unattended, without losing work."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidArgument, MousetwinError, Unavailable
+from .frames import frame_size
+from .inputs import BESIDE, Inputs, fingerprint, load_npy, open_inputs
+from .outputs import Output, open_output
+from .progress import ProgressBar
+from .query import Space
+from .twins import Mouse, Twins, connect
+
+_PAUSE_SECONDS = 0.2
+
+
+def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], None], integers: Any) -> None:
+    """Add `predict` to the `mousetwin` command."""
+    parser = commands.add_parser("predict", help="predict responses to files of any size")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help=f".npy, .npz with images, {' and '.join(BESIDE)}, folder of .npy or PNG files, data set folder or zip",
+    )
+    parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--version", default=None, help="default: the newest")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help=".npy or .zarr to write, (N, K); the same again goes on"
+    )
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="default: %(default)s")
+    parser.add_argument("--tier", help="of a data set: train, validation, test, …; default: all trials")
+    parser.add_argument("--behavior", type=Path, metavar="NPY", help="(N, B) or (B,)")
+    parser.add_argument("--pupil-center", type=Path, metavar="NPY", help="(N, 2) or (2,)")
+    parser.add_argument("--neurons", type=integers, metavar="I,J,…", help="0-based columns; default: all")
+    parser.add_argument("--unit-ids", type=integers, metavar="I,J,…", help="the recording's own ids instead")
+    parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
+    parser.add_argument(
+        "--retry", type=float, default=60.0, metavar="SECONDS", help="for a service that went away (default: 60)"
+    )
+    add_server(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as stack:
+        inputs = open_inputs(args.images, stack, args.tier)
+        beside = _beside(args, inputs)
+        twins = stack.enter_context(connect(args.server, timeout=args.timeout))
+        mouse = twins.mouse(args.mouse, args.model, args.version)
+        if inputs.recorded:
+            # A recording has everything; a twin may take less.
+            beside = {name: values for name, values in beside.items() if getattr(mouse.summary, name)}
+        space = args.space or ("raw" if inputs.recorded else None)
+        job = _Job(mouse, inputs, beside, space, args.neurons, args.unit_ids)
+        output = stack.enter_context(open_output(args.out, job.asked(), job.shape, np.dtype(args.dtype)))
+        if output.rows:
+            print(f"{args.out}: going on after {output.rows} of {job.shape[0]} images", file=sys.stderr)
+        defaults = _fill(output, job, twins, args.retry)
+    twin = mouse.summary.twin
+    standing = f"; {' and '.join(defaults)} at the training set's mean" if defaults else ""
+    print(
+        f"{args.out}: {job.shape[0]} images × {job.shape[1]} neurons, {args.dtype}, "
+        f"from {twin.mouse}/{twin.model}/{twin.version} {twin.digest[:12]}{standing}"
+    )
+    return 0
+
+
+class _Job:
+    """What is asked of one twin. shape: of the whole answer."""
+
+    def __init__(
+        self,
+        mouse: Mouse,
+        inputs: Inputs,
+        beside: dict[str, NDArray[Any]],
+        space: str | None,
+        neurons: list[int] | None,
+        unit_ids: list[int] | None,
+    ) -> None:
+        chosen = neurons if neurons is not None else unit_ids
+        columns = mouse.summary.neurons if chosen is None else len(chosen)
+        # One image may come with many conditions, and is answered under each.
+        rows = max([1, *(len(v) for v in beside.values() if v.ndim == 2)]) if inputs.count == 1 else inputs.count
+        self.mouse = mouse
+        self.shape = (rows, columns)
+        self._inputs = inputs
+        self._beside = beside
+        self._space = space
+        self._neurons = neurons
+        self._unit_ids = unit_ids
+        each = inputs.dtype.itemsize * int(np.prod(inputs.shape, dtype=np.int64))
+        self._size = max(frame_size(each, 4 * columns), int(inputs.count == 1))
+        if inputs.count > self._size:
+            for name, values in beside.items():
+                if values.ndim == 2 and len(values) != inputs.count:
+                    raise InvalidArgument(
+                        f"{name}: {len(values)} rows, expected one for each of {inputs.count} images", field=name
+                    )
+
+    def asked(self) -> dict[str, Any]:
+        """Everything that the answer depends on."""
+        return {
+            "inputs": self._inputs.told,
+            "beside": {name: fingerprint(values) for name, values in self._beside.items()},
+            "digest": self.mouse.summary.twin.digest,
+            "space": self._space,
+            "neurons": self._neurons,
+            "unit_ids": self._unit_ids,
+        }
+
+    def queries(self, start: int) -> Iterator[dict[str, Any]]:
+        """Arguments of `Mouse.predict`, a frame at a time, from image `start` on."""
+        for images in self._inputs.rows(start, self._size):
+            stop = start + len(images)
+            one = self._inputs.count <= self._size
+            yield {
+                "images": images,
+                **{n: v[start:stop] if v.ndim == 2 and not one else v for n, v in self._beside.items()},
+                "space": self._space,
+                "neurons": self._neurons,
+                "unit_ids": self._unit_ids,
+            }
+            start = stop
+        if not self._inputs.count:
+            # What to say to none at all is the service's business.
+            yield {"images": np.zeros((0, *self._inputs.shape), self._inputs.dtype), "space": self._space or Space.RAW}
+
+
+def _fill(output: Output, job: _Job, twins: Twins, retry: float) -> tuple[str, ...]:
+    """Write the rows that are missing; the inputs that stood at their default. Waits for a service that went away."""
+    done, total = output.rows, job.shape[0]
+    bar = ProgressBar(job.mouse.summary.twin.mouse, start=done)
+    defaults: tuple[str, ...] = ()
+    give_up = time.monotonic() + retry
+    while done < total or not total:
+        try:
+            for responses in job.mouse.predict_frames(job.queries(done)):
+                output.append(np.asarray(responses))
+                done, defaults = done + len(responses), responses.defaults
+                give_up = time.monotonic() + retry
+                bar(done, total)
+        except Unavailable as error:
+            if time.monotonic() >= give_up:
+                raise Unavailable(_told(error, output)) from None
+            time.sleep(_PAUSE_SECONDS)
+        except InvalidArgument as error:
+            if done:
+                raise InvalidArgument(
+                    f"{error} (in the frame that begins at image {done})", field=error.field
+                ) from None
+            raise
+        except MousetwinError as error:
+            error.args = (_told(error, output), *error.args[1:])
+            raise
+    return defaults
+
+
+def _told(error: MousetwinError, output: Output) -> str:
+    return f"{error}; {output.rows} rows are kept, the same command goes on from there" if output.rows else str(error)
+
+
+def _beside(args: argparse.Namespace, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    beside = dict(inputs.beside)
+    for name in BESIDE:
+        if (path := getattr(args, name)) is not None:
+            if name in beside:
+                raise InvalidArgument(f"{name}: given both in {args.images} and as {path}", field=name)
+            beside[name] = load_npy(path, name)
+    return beside

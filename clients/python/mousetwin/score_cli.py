@@ -1,0 +1,189 @@
+"""`mousetwin score`: every model of a mouse on its data set, side by side, as the competition scores them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import scores
+from .dataset import Dataset
+from .errors import InvalidArgument, NotFound
+from .frames import frame_size
+from .progress import ProgressBar
+from .query import MouseInfo
+from .submission import TIERS, write_submission
+from .twins import Mouse, Twins, connect
+
+
+def add_score(commands: Any, add_server: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add `score` to the `mousetwin` command."""
+    parser = commands.add_parser("score", help="score a mouse's models on its data set")
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="the mouse's SENSORIUM data set, folder or zip")
+    parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
+    parser.add_argument("--model", action="append", metavar="NAME", help="may be repeated; default: every model served")
+    parser.add_argument("--tier", default="test", help="default: %(default)s")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="file to write, with every neuron's scores")
+    parser.add_argument("--csv", type=Path, metavar="CSV", help="file to write, a row a neuron (of one model)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="distributions to draw (needs the plot extra)")
+    parser.add_argument("--submission", type=Path, metavar="DIR", help="folder for the competition's submission files")
+    add_server(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with Dataset.open(args.dataset) as dataset, connect(args.server, timeout=args.timeout) as twins:
+        mice = _models(twins, args.mouse, args.model)
+        several = len(mice) > 1
+        if several and (args.csv or args.submission):
+            raise InvalidArgument("--csv and --submission are of one model: name it with --model", field="model")
+        for mouse in mice:
+            _check_fits(dataset, args.dataset, mouse.info)
+        if args.submission is not None:
+            _submit(dataset, mice[0], args.submission)
+        try:
+            found = {mouse.summary.twin.model: _score(dataset, mouse, args.tier) for mouse in mice}
+        except InvalidArgument as error:
+            if error.field != "responses" or args.submission is None:
+                raise InvalidArgument(f"{args.dataset}: tier {args.tier}: {error}", field=error.field) from None
+            print(f"tier {args.tier}: {error}")
+            return 0
+    _print(found, args.mouse, args.tier)
+    about = [{**_about(mouse, args), **found[mouse.summary.twin.model].report()} for mouse in mice]
+    if args.report is not None:
+        _write(args.report, json.dumps(about[0] if not several else {"models": about}, indent=1) + "\n")
+    if args.csv is not None:
+        try:
+            next(iter(found.values())).write_csv(args.csv, dataset.unit_ids)
+        except OSError as error:
+            raise NotFound(f"{args.csv}: cannot be written: {error.strerror}", field="csv") from None
+    if args.plot is not None:
+        made_up = " (synthetic mouse)" if mice[0].summary.synthetic else ""
+        scores.plot(found, f"{args.mouse}{made_up}, tier {args.tier}", args.plot)
+    return 0
+
+
+def _models(twins: Twins, data_key: str, names: list[str] | None) -> list[Mouse]:
+    if names is None:
+        names = list(dict.fromkeys(s.twin.model for s in twins.mice() if s.twin.mouse == data_key))
+    # Without any, the service says which mice there are.
+    return [twins.mouse(data_key, name) for name in names or [""]]
+
+
+def _check_fits(dataset: Dataset, path: Path, info: MouseInfo) -> None:
+    """Raises InvalidArgument where the data set is of another mouse, naming the file that tells."""
+    twin, neurons = info.summary.twin, info.summary.neurons
+    ids = dataset.unit_ids
+    if ids is not None and len(ids) != neurons:
+        raise InvalidArgument(
+            f"{path}: meta/neurons/unit_ids.npy: {len(ids)} neurons, {twin.mouse}/{twin.model} has {neurons}",
+            field="dataset",
+        )
+    if ids is not None and info.unit_ids is not None and not np.array_equal(ids, info.unit_ids):
+        raise InvalidArgument(
+            f"{path}: meta/neurons/unit_ids.npy: other neurons than those of {twin.mouse}/{twin.model}", field="dataset"
+        )
+    for variable, moments in info.statistics.items():
+        for kind in ("mean", "std"):
+            known, here = getattr(moments, kind), dataset.statistic(variable, kind)
+            if known and here is not None and not _close(here, np.array(known)):
+                raise InvalidArgument(
+                    f"{path}: meta/statistics/{variable}/all/{kind}.npy: statistics of another mouse than "
+                    f"{twin.mouse}/{twin.model} was exported with",
+                    field="dataset",
+                )
+    if dataset.data_key not in (None, twin.mouse):
+        print(f"mousetwin: {path} calls itself {dataset.data_key}, not {twin.mouse}", file=sys.stderr)
+
+
+def _close(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-8)
+
+
+def _predict(dataset: Dataset, mouse: Mouse, trials: NDArray[np.intp], label: str) -> Iterator[NDArray[np.float32]]:
+    """Predictions for some trials, batch after batch."""
+    summary = mouse.summary
+    named = [name for name in ("behavior", "pupil_center") if getattr(summary, name)]
+    for name in ("images", *named):
+        if name not in dataset.variables:
+            raise InvalidArgument(f"data/{name}: the data set holds none, {summary.twin.mouse} needs it", field=name)
+    height, width = summary.stimulus_size
+    size = frame_size(8 * height * width, 4 * summary.neurons)
+    columns = [dataset.batches(name, trials, size) for name in ("images", *named)]
+    frames = (
+        {**dict(zip(("images", *named), rows, strict=True)), "space": "raw"} for rows in zip(*columns, strict=True)
+    )
+    bar, done = ProgressBar(label, unit="trials"), 0
+    for responses in mouse.predict_frames(frames):
+        done += len(responses)
+        bar(done, len(trials))
+        yield np.asarray(responses)
+
+
+def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
+    trials = dataset.trials_of(tier)
+    responses = np.concatenate(list(dataset.batches("responses", trials, 256)))
+    if not responses.any():
+        # Before the twin has worked for nothing.
+        scores.score(responses, responses, dataset.image_ids[trials])
+    std = dataset.statistic("responses", "std")
+    if std is None:
+        raise InvalidArgument("meta/statistics/responses/all/std.npy: missing", field="dataset")
+    predictions = np.concatenate(list(_predict(dataset, mouse, trials, f"{mouse.summary.twin.model} {tier}")))
+    return scores.score(responses / std, predictions, dataset.image_ids[trials])
+
+
+def _submit(dataset: Dataset, mouse: Mouse, folder: Path) -> None:
+    ids = dataset.unit_ids if dataset.unit_ids is not None else mouse.info.unit_ids
+    if ids is None:
+        raise InvalidArgument("meta/neurons/unit_ids.npy: missing, a submission names its neurons", field="dataset")
+    there = set(dataset.tiers.tolist()) & TIERS.keys()
+    if not there:
+        raise InvalidArgument("meta/trials/tiers.npy: neither test nor final_test, nothing to submit", field="dataset")
+    for tier in sorted(there, reverse=True):
+        trials = dataset.trials_of(tier)
+        predictions = _predict(dataset, mouse, trials, f"submission {tier}")
+        print(write_submission(folder, tier, dataset.trial_idx[trials], dataset.image_ids[trials], predictions, ids))
+
+
+def _about(mouse: Mouse, args: argparse.Namespace) -> dict[str, Any]:
+    twin = mouse.summary.twin
+    return {
+        "mouse": twin.mouse,
+        "model": twin.model,
+        "version": twin.version,
+        "digest": twin.digest,
+        "synthetic": mouse.summary.synthetic,
+        "tier": args.tier,
+        "dataset": str(args.dataset),
+    }
+
+
+def _print(found: dict[str, scores.Scores], mouse: str, tier: str) -> None:
+    width = max(len("model"), *(len(name) for name in found))
+    one = next(iter(found.values()))
+    print(f"{mouse}, tier {tier}: {one.trials} trials of {one.images} images, {one.neurons} neurons")
+    print(f"{'model':<{width}}  {'single trial':>12}  {'to average':>10}  {'FEV':>7}  {'FEVE':>7}")
+    for name, each in found.items():
+        cells = ["-" if mean is None else f"{mean:.4f}" for mean in each.mean.values()]
+        print(f"{name:<{width}}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>7}  {cells[3]:>7}")
+    if one.mean["fev"] is None:
+        print("FEV and FEVE need every image to be shown more than once")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="report") from None
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""The competition's submission files, as its starter kit writes them (sinzlab/sensorium, `utility/submission.py`)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import NotFound
+
+# Tiers that are submitted, and what their files are called after.
+TIERS = {"test": "live_test", "final_test": "final_test"}
+
+
+def write_submission(
+    folder: str | Path,
+    tier: str,
+    trial_idx: ArrayLike,
+    image_ids: ArrayLike,
+    predictions: Iterable[NDArray[np.float32]],
+    unit_ids: ArrayLike,
+) -> Path:
+    """Write one tier's file, whole or not at all.
+
+    Args:
+        folder: is made where there is none.
+        tier: "test" or "final_test".
+        trial_idx, image_ids: (T,).
+        predictions: float32 (n, K), batch after batch.
+        unit_ids: (K,).
+
+    Returns:
+        Where it is.
+
+    Raises:
+        NotFound: it cannot be written.
+    """
+    path = Path(folder) / f"submission_file_{TIERS[tier]}.csv"
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    ids = str(np.asarray(unit_ids).tolist())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["trial_indices", "image_ids", "prediction", "neuron_ids"])
+            rows = (row for batch in predictions for row in np.asarray(batch).tolist())
+            named = zip(np.asarray(trial_idx).tolist(), np.asarray(image_ids).tolist(), rows, strict=True)
+            for trial, image, row in named:
+                writer.writerow([trial, image, row, ids])
+        os.replace(partial, path)
+    except OSError as error:
+        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="submission") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -46,4 +46,3 @@ async def in_order(
 
 async def _next(questions: AsyncIterator[Q]) -> Q:
     return await questions.__anext__()
-

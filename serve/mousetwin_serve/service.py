@@ -6,12 +6,16 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from mousetwin.errors import Cancelled
+import numpy as np
+from mousetwin.errors import Cancelled, InvalidArgument
 from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
-from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+from mousetwin.query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from mousetwin.scores import Scores, score
+from numpy.typing import NDArray
 
 from .batch import Answer, Batch
 from .batcher import Batcher, BatchSettings
@@ -116,6 +120,34 @@ class TwinService:
                     yield found
         finally:
             self._streams -= 1
+
+    def score(
+        self, predictions: Sequence[Prediction], space: Space | None, recorded: Mapping[str, NDArray[Any]]
+    ) -> Scores:
+        """How well predictions fit what was recorded. Safe to call from a thread.
+
+        Args:
+            predictions: of all neurons, part after part.
+            space: of `recorded`: raw responses (the default) are as the recording has them, model ones divided by each
+                neuron's standard deviation.
+            recorded: `responses` (N, K) and `image_ids` (N,).
+
+        Raises:
+            InvalidArgument: as `mousetwin.scores.score`, or raw responses whose statistics are not known.
+        """
+        responses = recorded["responses"]
+        if space is not Space.MODEL:
+            twin = predictions[0].twin
+            moments = self.repository.find(TwinRef(twin.mouse, twin.model, twin.version)).info.statistics
+            if "responses" not in moments or not moments["responses"].std:
+                raise InvalidArgument(
+                    "responses: raw ones need the twin's statistics of responses, which its bundle lacks: send space "
+                    "'model' and responses in standard deviations, or export the twin again with --dataset",
+                    field="responses",
+                )
+            std = np.array(moments["responses"].std)
+            responses = responses / std if responses.shape[-1:] == std.shape else responses
+        return score(responses, np.concatenate([p.responses for p in predictions]), recorded["image_ids"])
 
     async def optimize(
         self, query: OptimizeQuery, deadline: float | None = None

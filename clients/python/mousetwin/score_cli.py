@@ -51,6 +51,8 @@ def _run(args: argparse.Namespace) -> int:
         try:
             found = {mouse.summary.twin.model: _score(dataset, mouse, args.tier) for mouse in mice}
         except InvalidArgument as error:
+            if error.field == "dataset":
+                raise
             if error.field != "responses" or args.submission is None:
                 raise InvalidArgument(f"{args.dataset}: tier {args.tier}: {error}", field=error.field) from None
             print(f"tier {args.tier}: {error}")
@@ -113,7 +115,7 @@ def _predict(dataset: Dataset, mouse: Mouse, trials: NDArray[np.intp], label: st
     named = [name for name in ("behavior", "pupil_center") if getattr(summary, name)]
     for name in ("images", *named):
         if name not in dataset.variables:
-            raise InvalidArgument(f"data/{name}: the data set holds none, {summary.twin.mouse} needs it", field=name)
+            raise InvalidArgument(f"no files in data/{name}, which {summary.twin.mouse} needs", field=name)
     height, width = summary.stimulus_size
     size = frame_size(8 * height * width, 4 * summary.neurons)
     columns = [dataset.batches(name, trials, size) for name in ("images", *named)]
@@ -135,7 +137,7 @@ def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
         scores.score(responses, responses, dataset.image_ids[trials])
     std = dataset.statistic("responses", "std")
     if std is None:
-        raise InvalidArgument("meta/statistics/responses/all/std.npy: missing", field="dataset")
+        raise InvalidArgument("meta/statistics/responses/all/std.npy: missing", field="std")
     predictions = np.concatenate(list(_predict(dataset, mouse, trials, f"{mouse.summary.twin.model} {tier}")))
     return scores.score(responses / std, predictions, dataset.image_ids[trials])
 
@@ -143,10 +145,10 @@ def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
 def _submit(dataset: Dataset, mouse: Mouse, folder: Path) -> None:
     ids = dataset.unit_ids if dataset.unit_ids is not None else mouse.info.unit_ids
     if ids is None:
-        raise InvalidArgument("meta/neurons/unit_ids.npy: missing, a submission names its neurons", field="dataset")
+        raise InvalidArgument("meta/neurons/unit_ids.npy: missing, a submission names its neurons", field="unit_ids")
     there = set(dataset.tiers.tolist()) & TIERS.keys()
     if not there:
-        raise InvalidArgument("meta/trials/tiers.npy: neither test nor final_test, nothing to submit", field="dataset")
+        raise InvalidArgument("meta/trials/tiers.npy: neither test nor final_test, nothing to submit", field="tier")
     for tier in sorted(there, reverse=True):
         trials = dataset.trials_of(tier)
         predictions = _predict(dataset, mouse, trials, f"submission {tier}")

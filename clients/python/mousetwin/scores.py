@@ -20,6 +20,7 @@ from .errors import InvalidArgument, Unimplemented
 Float = NDArray[np.float64]
 
 METRICS = ("single_trial_correlation", "correlation_to_average", "fev", "feve")
+_TITLES = ("single-trial correlation", "correlation to average", "FEV", "FEVE")
 # Neurons with less explainable variance than this are left out of FEVE.
 FEV_THRESHOLD = 0.15
 _EPSILON = 1e-8
@@ -132,7 +133,8 @@ def plot(scores: Mapping[str, Scores], title: str, path: str | Path | None = Non
     except ImportError:
         raise Unimplemented("plots need matplotlib: pip install 'mousetwin[plot]'", field="plot") from None
     figure = Figure(figsize=(12, 3), layout="constrained")
-    for panel, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+    for panel, metric, name in zip(figure.subplots(1, len(METRICS)), METRICS, _TITLES, strict=True):
+        panel.set_title(name, fontsize=10)
         shown = {name: one.per_neuron[metric] for name, one in scores.items() if metric in one.per_neuron}
         shown = {name: values[np.isfinite(values)] for name, values in shown.items()}
         values = np.concatenate([*shown.values(), np.empty(0)])
@@ -143,7 +145,6 @@ def plot(scores: Mapping[str, Scores], title: str, path: str | Path | None = Non
             panel.hist(np.clip(each, edges[0], edges[-1]), edges, histtype="step", color=f"C{color}", label=name)
             if each.size:
                 panel.axvline(each.mean(), color=f"C{color}", linestyle=":")
-        panel.set_title(metric.replace("_", " "), fontsize=10)
         panel.set_ylabel("neurons" if metric == METRICS[0] else "")
         if not values.size:
             panel.text(0.5, 0.5, "needs repeats", ha="center", transform=panel.transAxes)

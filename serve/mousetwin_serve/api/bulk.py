@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from mousetwin import arrays
 from mousetwin.errors import Cancelled, DeadlineExceeded, InvalidArgument, PayloadTooLarge, ResourceExhausted
-from mousetwin.query import Prediction, PredictQuery
+from mousetwin.query import Prediction, PredictQuery, Space
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
@@ -111,17 +111,34 @@ async def answer(request: Request, service: TwinService, sent_as: str, deadline:
         raise
 
 
+async def score(request: Request, service: TwinService, deadline: float | None) -> Response:
+    """How well the twin predicts the responses beside the images. Raises as `answer`, and as `scoring.score`."""
+    upload = Upload(request, service, bodies.NPZ, ("responses", "image_ids"))
+    try:
+        async with contextlib.aclosing(service.answer_stream(upload.queries(), deadline)) as answers:
+            predictions = [found async for found in answers]
+        found = await asyncio.to_thread(service.score, predictions, upload.space, upload.apart)
+    finally:
+        await upload.close()
+    report = {**vars(predictions[0].twin), "defaults": predictions[0].defaults, **found.report()}
+    return Response(bodies.write_json(report), media_type=bodies.JSON, headers=bodies.headers_of(predictions[0]))
+
+
 class Upload:
     """A large request's body, read as it comes.
 
     Attributes:
         count: images in all, known with the first query.
+        space: of the images, likewise.
+        apart: what came in the `.npz` and is not for the twin, likewise.
         dtype: of the answer.
         stall_seconds: for how long neither side may keep the other waiting.
     """
 
-    def __init__(self, request: Request, service: TwinService, sent_as: str) -> None:
+    def __init__(self, request: Request, service: TwinService, sent_as: str, apart: tuple[str, ...] = ()) -> None:
         self.count = self._done = 0
+        self.space: Space | None = None
+        self.apart: dict[str, NDArray[Any]] = dict.fromkeys(apart, np.empty(0))
         self.dtype = bodies.answer_dtype(request.query_params)
         self.stall_seconds = service.limits.stall_seconds
         self._mouse: str = request.path_params["mouse"]
@@ -207,14 +224,22 @@ class Upload:
     def _query(self, beside: dict[str, NDArray[Any]], images: NDArray[Any], start: int) -> PredictQuery:
         stop = start + len(images)
         found = {name: values[start:stop] if values.ndim == 2 else values for name, values in beside.items()}
-        return bodies.build_query(self._mouse, {**found, "images": images}, self._parameters)
+        query = bodies.build_query(self._mouse, {**found, "images": images}, self._parameters)
+        self.space = query.space
+        return query
 
     async def _open_npz(self, stack: contextlib.ExitStack) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
         """What is beside the images, and the images' `.npy`. Where it is in the archive is told only by its end."""
         file = stack.enter_context(open_temporary())
         while data := await self._get():
             await asyncio.to_thread(file.write, data)
-        return await asyncio.to_thread(arrays.open_npz, stack, file, "images", bodies.ARRAYS, self._limit)
+        allowed = (*bodies.ARRAYS, *self.apart)
+        found, images = await asyncio.to_thread(arrays.open_npz, stack, file, "images", allowed, self._limit)
+        for name in self.apart:
+            if name not in found:
+                raise InvalidArgument(f"{name}: missing", field=name)
+            self.apart[name] = found.pop(name)
+        return found, images
 
     async def _get(self) -> bytes:
         try:

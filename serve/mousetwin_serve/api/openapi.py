@@ -6,6 +6,8 @@ import html
 from importlib.metadata import version
 from typing import Any
 
+from mousetwin.scores import METRICS
+
 from ..stimulus import Limits
 from .bodies import JSON, NPY, NPZ
 
@@ -135,6 +137,20 @@ _SCHEMAS: dict[str, Schema] = {
             "truth": {"type": "object", "additionalProperties": _NUMBERS},
         }
     ),
+    "Metric": _object(
+        {
+            "mean": _maybe({"type": "number", "description": "over the neurons that have it"}),
+            "per_neuron": _maybe({"type": "array", "items": _maybe({"type": "number"})}),
+        }
+    ),
+    "Scores": _object(
+        {
+            **{key: {"type": "string"} for key in ("mouse", "model", "version", "digest")},
+            "defaults": _STRINGS,
+            **{key: {"type": "integer"} for key in ("trials", "images", "neurons", "neurons_in_feve")},
+            **dict.fromkeys(METRICS, _ref("Metric")),
+        }
+    ),
     "PredictRequest": _object({"images": _IMAGES}, **_QUERY),
     "GradientRequest": _object({"images": _IMAGES, "cotangent": _COTANGENT}, **_QUERY),
     "GradientResponse": _object(
@@ -179,6 +195,9 @@ def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
     return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
 
 
+_DTYPE = _query(
+    "dtype", "of the responses as .npy or .npz; float32", {"type": "string", "enum": ["float32", "float16"]}
+)
 _ANSWERED = (
     "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults "
     "tell how it came about."
@@ -194,13 +213,15 @@ def document(limits: Limits) -> Schema:
     ]
     integers = {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}
     seconds = {"type": "number", "exclusiveMinimum": 0}
+    space = _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]})
+    timeout = _query("timeout", "seconds after which the request is dropped", seconds)
     asked = [
         mouse,
         *which,
-        _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]}),
+        space,
         _query("neurons", "0-based columns to return, separated by commas", integers),
         _query("unit_ids", "the recording's own ids instead of neurons", integers),
-        _query("timeout", "seconds after which the request is dropped", seconds),
+        timeout,
     ]
     return {
         "openapi": "3.1.0",
@@ -236,8 +257,10 @@ def document(limits: Limits) -> Schema:
                     "operationId": "predict",
                     "summary": "Predicted responses to a batch of images",
                     "description": "Arrays as JSON lists, as one .npy (the images), or as .npz with images, behavior, "
-                    f"pupil_center, neurons, unit_ids. {_ANSWERED}",
-                    "parameters": asked,
+                    f"pupil_center, neurons, unit_ids. {_ANSWERED} A .npy may be of any length: it is answered as it "
+                    "comes, as a .npy of the announced length, which ends early where something fails on the way. So "
+                    "is an .npz over the limit, once it has come.",
+                    "parameters": [*asked, _DTYPE],
                     "requestBody": _body(**{JSON: _ref("PredictRequest"), NPY: _BINARY, NPZ: _BINARY}),
                     "responses": {
                         "200": _answer(
@@ -262,6 +285,21 @@ def document(limits: Limits) -> Schema:
                             **{JSON: _ref("GradientResponse"), NPZ: _BINARY},
                         ),
                         **_problems(400, 404, 406, 413, 415, 429, 501, 503, 504),
+                    },
+                }
+            },
+            "/v1/mice/{mouse}/score": {
+                "post": {
+                    "operationId": "score",
+                    "summary": "How well the twin predicts recorded responses",
+                    "description": "An .npz of any length with images, responses (N, K), image_ids (N), and behavior "
+                    "and pupil_center where the twin takes them: the competition's metrics, of each neuron and as "
+                    "means. Raw responses are as recorded, model ones divided by each neuron's standard deviation.",
+                    "parameters": [mouse, *which, space, timeout],
+                    "requestBody": _body(**{NPZ: _BINARY}),
+                    "responses": {
+                        "200": _answer("The scores.", **{JSON: _ref("Scores")}),
+                        **_problems(400, 404, 406, 413, 415, 429, 503, 504),
                     },
                 }
             },

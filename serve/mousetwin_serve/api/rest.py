@@ -34,6 +34,7 @@ def build_app(service: TwinService) -> Starlette:
             Route("/v1/mice/{mouse}", rest.endpoint("GetMouse", rest.get_mouse)),
             Route("/v1/mice/{mouse}/predict", rest.endpoint("Predict", rest.predict), methods=["POST"]),
             Route("/v1/mice/{mouse}/gradient", rest.endpoint("Gradient", rest.gradient), methods=["POST"]),
+            Route("/v1/mice/{mouse}/score", rest.endpoint("Score", rest.score), methods=["POST"]),
             Route("/livez", rest.live),
             Route("/readyz", rest.is_ready),
             Route("/metrics", rest.metrics),
@@ -99,6 +100,11 @@ class _Rest:
             _answer_as(request, bodies.NPY, (bodies.NPY,))
             return await bulk.answer(request, self._service, sent_as, _deadline(request))
         return await self._answer(request, types, gradient=False)
+
+    async def score(self, request: Request) -> Response:
+        _sent_as(request, (bodies.NPZ,))
+        _answer_as(request, bodies.JSON, (bodies.JSON,))
+        return await bulk.score(request, self._service, _deadline(request))
 
     def _is_bulk(self, request: Request, sent_as: str, answer_as: str) -> bool:
         """Whether a body is worked on as it comes."""

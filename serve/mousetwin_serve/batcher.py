@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -24,6 +24,9 @@ from .batch import Answer, Batch, Work, concatenate
 from .engine import Engine
 
 log = logging.getLogger(__name__)
+
+# Bulk runs that a core takes at once while nobody asks interactively: each trip to the event loop costs some 0.2 ms.
+_RUNS_IN_TURN = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,24 @@ class _Slice:
     job: _Job
     start: int
     work: Work
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Answers to slices, and images and seconds of each run it took."""
+
+    answers: list[Answer | Exception]
+    runs: list[tuple[int, float]]
+
+
+def _in_runs(slices: list[_Slice], most: int) -> Iterator[list[_Slice]]:
+    together: list[_Slice] = []
+    for s in slices:
+        if together and sum(len(t.work) for t in together) + len(s.work) > most:
+            yield together
+            together = []
+        together.append(s)
+    yield together
 
 
 class Batcher:
@@ -187,12 +208,12 @@ class Batcher:
 
     def _may_run_of(self, queue: deque[_Job]) -> bool:
         # The last core is the event loop's and the callers', unless there is a whole run's work for it.
-        bulk, runs = queue is self._bulk, self._engine.runs
-        if not queue or sum(self._running.values()) >= runs:
+        bulk, runs, running = queue is self._bulk, self._engine.runs, sum(self._running.values())
+        if not queue:
             return False
-        if self._running[bulk] < max(1, runs - 1):
+        if running < runs and self._running[bulk] < max(1, runs - 1):
             return True
-        return self.queued >= self._room and not (bulk and self._in_company)
+        return running < runs and self.queued >= self._room and not (bulk and self._in_company)
 
     @property
     def _in_company(self) -> bool:
@@ -211,11 +232,11 @@ class Batcher:
         # unread in the loop, and miss the next run.
         lonely = time.monotonic() >= self._crowded_until
         if lonely and images * self._seconds.get(graph, math.inf) <= self._settings.in_place_seconds:
-            self._finish(loop, slices, bulk, *self._run(slices))
+            self._finish(loop, slices, bulk, self._run(slices))
             return
 
-        def finished(future: Future[tuple[list[Answer | Exception], float]]) -> None:
-            loop.call_soon_threadsafe(lambda: self._finish(loop, slices, bulk, *future.result()))
+        def finished(future: Future[_Ran]) -> None:
+            loop.call_soon_threadsafe(lambda: self._finish(loop, slices, bulk, future.result()))
 
         self._executor.submit(self._run, slices).add_done_callback(finished)
         self._schedule(loop)
@@ -229,20 +250,21 @@ class Batcher:
             queues.reverse()
         for queue in queues:
             bulk = queue is self._bulk
-            if self._may_run_of(queue) and (slices := self._take_of(queue, now, self._room_for(queue))):
+            if self._may_run_of(queue) and (slices := self._take_of(queue, now)):
                 if bulk:
                     self._bulk_turn = now + self._settings.patience_seconds
                 return slices, bulk
         return [], False
 
-    def _room_for(self, queue: deque[_Job]) -> int:
-        if queue is not self._bulk or not self._in_company:
-            return self._room
-        each = self._seconds.get(queue[0].work.graph, math.inf)
-        return int(min(self._room, max(1.0, self._settings.yielding_seconds / each)))
-
-    def _take_of(self, queue: deque[_Job], now: float, room: int) -> list[_Slice]:
-        """What comes first, and what can share a run with it."""
+    def _take_of(self, queue: deque[_Job], now: float) -> list[_Slice]:
+        """What comes first, and what can share a run with it; of bulk work several runs, one after the other."""
+        most = room = self._room
+        if queue is self._bulk:
+            if self._in_company:
+                each = self._seconds.get(queue[0].work.graph, math.inf)
+                most = room = int(min(room, max(1.0, self._settings.yielding_seconds / each)))
+            else:
+                room *= min(_RUNS_IN_TURN, max(1, -(-self.queued // (most * self._engine.runs))))
         slices: list[_Slice] = []
         passed: list[_Job] = []
         while queue and room:
@@ -254,7 +276,7 @@ class Batcher:
             if slices and job.work.key != slices[0].work.key:
                 passed.append(job)
                 continue
-            slices.append(job.take(room))
+            slices.append(job.take(min(room, most)))
             count = len(slices[-1].work)
             self.queued -= count
             room -= count
@@ -268,15 +290,18 @@ class Batcher:
         self.queued -= job.left
         job.taken = len(job.work)
 
-    def _run(self, slices: list[_Slice]) -> tuple[list[Answer | Exception], float]:
-        start = time.perf_counter()
-        answers: list[Answer | Exception]
-        try:
-            answers = list(self._engine.run([s.work for s in slices]))
-        except Exception as error:
-            # Nobody pays for a neighbour: each request of a failed batch is run once more, alone.
-            answers = [error] if len(slices) == 1 else [self._alone(s) for s in slices]
-        return answers, time.perf_counter() - start
+    def _run(self, slices: list[_Slice]) -> _Ran:
+        answers: list[Answer | Exception] = []
+        runs: list[tuple[int, float]] = []
+        for together in _in_runs(slices, self._room):
+            start = time.perf_counter()
+            try:
+                answers += self._engine.run([s.work for s in together])
+            except Exception as error:
+                # Nobody pays for a neighbour: each request of a failed batch is run once more, alone.
+                answers += [error] if len(together) == 1 else [self._alone(s) for s in together]
+            runs.append((sum(len(s.work) for s in together), time.perf_counter() - start))
+        return _Ran(answers, runs)
 
     def _alone(self, one: _Slice) -> Answer | Exception:
         try:
@@ -284,21 +309,14 @@ class Batcher:
         except Exception as error:
             return error
 
-    def _finish(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        slices: list[_Slice],
-        bulk: bool,
-        answers: list[Answer | Exception],
-        seconds: float,
-    ) -> None:
-        images = sum(len(s.work) for s in slices)
-        self._on_run(images, seconds)
+    def _finish(self, loop: asyncio.AbstractEventLoop, slices: list[_Slice], bulk: bool, ran: _Ran) -> None:
         graph = slices[0].work.graph
-        # The first run of a graph may have loaded it, and says little about the next.
-        known = self._seconds.get(graph)
-        self._seconds[graph] = seconds / images if known is None else known + 0.2 * (seconds / images - known)
-        for s, answer in zip(slices, answers, strict=True):
+        for images, seconds in ran.runs:
+            self._on_run(images, seconds)
+            # The first run of a graph may have loaded it, and says little about the next.
+            known = self._seconds.get(graph)
+            self._seconds[graph] = seconds / images if known is None else known + 0.2 * (seconds / images - known)
+        for s, answer in zip(slices, ran.answers, strict=True):
             self._deliver(s, answer)
         self._running[bulk] -= 1
         self._schedule(loop)

@@ -29,7 +29,7 @@ class Spool:
 
     def put(self, data: bytes) -> None:
         """Add some. Raises OSError where the temporary file cannot be written."""
-        if self._written == self._read and self._held + len(data) <= _IN_MEMORY:
+        if self._written == self._read and self._held < _IN_MEMORY:
             self._pieces.append(data)
             self._held += len(data)
         elif data:
@@ -50,21 +50,28 @@ class Spool:
         self._failure = error
         self._changed.set()
 
-    async def get(self) -> bytes:
-        """What came next; empty at the end. Raises what `fail` was given."""
-        while True:
-            if self._failure is not None:
-                raise self._failure
-            if self._pieces:
-                piece = self._pieces.popleft()
-                self._held -= len(piece)
-                return piece
-            if self._read < self._written:
-                return self._from_file()
-            if self._ended:
-                return b""
-            self._changed.clear()
-            await self._changed.wait()
+    @property
+    def full(self) -> bool:
+        """Whether more would go to the file."""
+        return self._held >= _IN_MEMORY or self._read < self._written
+
+    def get(self) -> bytes | None:
+        """What came next; None where nothing has come yet, empty at the end. Raises what `fail` was given."""
+        if self._failure is not None:
+            raise self._failure
+        if self._pieces:
+            whole = b"".join(self._pieces)
+            self._pieces.clear()
+            self._held = 0
+            return whole
+        if self._read < self._written:
+            return self._from_file()
+        return b"" if self._ended else None
+
+    async def changed(self) -> None:
+        """Returns once there is something new to get."""
+        await self._changed.wait()
+        self._changed.clear()
 
     def close(self) -> None:
         self._pieces.clear()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,28 @@ def test_the_commands_on_files(serving: Serving, tmp_path: Path) -> None:
         output = run(f"{command} --server {serving.ports.grpc}", tmp_path)
         assert "demo" in output
     assert np.load(tmp_path / "responses.npy").shape == (70, 320)
+
+
+def test_large_sets(serving: Serving, tmp_path: Path) -> None:
+    block = next(block for block in blocks("console") if "-X POST" in block)
+    images = np.random.default_rng(0).integers(0, 256, (700, 36, 64)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    predict, curl = re.findall(r"^\$ (.*)$", block, re.M)
+    run(f"{predict} --server {serving.ports.grpc}", tmp_path)
+    run(serving.ports.put_into(curl), tmp_path)
+    found, half = np.load(tmp_path / "responses.npy"), np.load(tmp_path / "float16.npy")
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half[:, [3, 14, 15]], found, rtol=1e-3, atol=1e-3)
+
+
+def test_json_as_matlab_writes_it(serving: Serving) -> None:
+    # What jsonencode makes of a 1×36×64 double array: numbers without a point where they are whole.
+    body = b'{"images":[[' + b",".join([b"[" + b",".join([b"128"] * 64) + b"]"] * 36) + b"]]}"
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    assert "webwrite('http://127.0.0.1:8000/v1/mice/demo/predict', struct('images', images)" in README
+    request = urllib.request.Request(f"http://{serving.ports.http}/v1/mice/demo/predict", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        assert np.array(json.load(answer)["responses"]).shape == (1, 320)
 
 
 def test_the_line_to_paste(serving: Serving) -> None:

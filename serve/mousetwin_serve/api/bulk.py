@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -82,10 +82,10 @@ class StreamedAnswer(Response):
             yield answer
 
     async def _send(self, send: Send, data: bytes | memoryview) -> None:
-        self._upload.check_caller()
+        message = {"type": "http.response.body", "body": data, "more_body": True}
         try:
-            message = {"type": "http.response.body", "body": data, "more_body": True}
-            await asyncio.wait_for(send(message), self._upload.stall_seconds)
+            with self._upload.sending():
+                await asyncio.wait_for(send(message), self._upload.stall_seconds)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(f"the caller read nothing for {self._upload.stall_seconds:g} s") from None
 
@@ -150,7 +150,8 @@ class Upload:
         length = request.headers.get("content-length", "")
         self._length = int(length) if length.isdigit() else None
         self._spool = Spool()
-        self._gone = False
+        self._gone = self._sending = False
+        self._moved = asyncio.Event()
         self._reader = asyncio.ensure_future(self._read(request.receive))
 
     async def queries(self) -> AsyncIterator[PredictQuery]:
@@ -164,10 +165,17 @@ class Upload:
             async for query in self._queries({}, self._get, self._length):
                 yield query
 
-    def check_caller(self) -> None:
-        """Raises Cancelled where the caller hung up."""
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """While a part of the answer waits to be read. Raises Cancelled where the caller hung up."""
         if self._gone:
             raise Cancelled("the caller hung up")
+        self._sending = True
+        self._moved.set()
+        try:
+            yield
+        finally:
+            self._sending = False
 
     async def close(self) -> None:
         self._reader.cancel()
@@ -242,10 +250,14 @@ class Upload:
         return found, images
 
     async def _get(self) -> bytes:
-        try:
-            return await asyncio.wait_for(self._spool.get(), self.stall_seconds)
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"the caller sent nothing for {self.stall_seconds:g} s") from None
+        """What came next; empty at the end."""
+        while (data := self._spool.get()) is None:
+            try:
+                await asyncio.wait_for(self._spool.changed(), self.stall_seconds)
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(f"the caller sent nothing for {self.stall_seconds:g} s") from None
+        self._moved.set()
+        return data
 
     async def _read(self, receive: Receive) -> None:
         try:
@@ -260,6 +272,10 @@ class Upload:
                 if more and not message.get("more_body", False):
                     more = False
                     self._spool.end()
+                # A caller who reads what is answered can wait with sending; one who does not read sends first.
+                while more and self._spool.full and not self._sending:
+                    self._moved.clear()
+                    await self._moved.wait()
         except OSError as error:
             log.error("a request's body cannot be kept", exc_info=error)
             self._spool.fail(ResourceExhausted("body: the service has no room for it; send fewer images at once"))

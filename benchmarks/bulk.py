@@ -99,9 +99,8 @@ def main() -> None:
         post(http, path, images[:256])
         before = megabytes(process.pid, "VmRSS")
         twin.engine.answer(bare)
-        print(
-            f"{args.mouse}: {args.images} {space} images {images.shape[1:]}, {summary.neurons} neurons, {summary.device}"
-        )
+        what = f"{args.images} {space} images {images.shape[1:]}, {summary.neurons} neurons"
+        print(f"{args.mouse}: {what}, {summary.device}")
         ratios = []
         for _ in range(args.rounds):
             begun = time.perf_counter()
@@ -112,9 +111,8 @@ def main() -> None:
             twin.engine.answer(bare)
             engine = (engine + len(bare) / (time.perf_counter() - begun)) / 2
             ratios.append(args.images / last / engine)
-            print(
-                f"  {args.images / last:6.0f} images/s over REST, {engine:6.0f} bare: {ratios[-1]:.2f}; first byte {first:.2f} s"
-            )
+            rates = f"{args.images / last:6.0f} images/s over REST, {engine:6.0f} bare: {ratios[-1]:.2f}"
+            print(f"  {rates}; first byte {first:.2f} s")
         peak = megabytes(process.pid, "VmHWM")
         print(f"  median ratio {np.median(ratios):.2f}; the service grew by {peak - before:.0f} MB at its peak")
 

@@ -30,7 +30,7 @@ protos:
 	$(PYTHON) -m venv $(VENV)-protos
 	$(VENV)-protos/bin/pip install --quiet grpcio-tools==1.64.3 'setuptools<80'
 	$(VENV)-protos/bin/python -m grpc_tools.protoc -Iprotos --python_out=clients/python --pyi_out=clients/python \
-		mousetwin/v1/digital_twin.proto
+		mousetwin/v1/digital_twin.proto mousetwin/v1/torchserve.proto
 
 demo: $(VENV)/dev.installed
 	rm -rf serve/mousetwin_serve/demo/demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from running import Service
+    from running import Service, TorchServe
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +31,15 @@ def service(models: Path) -> Iterator[Service]:
     from running import REQUEST_BYTES, RESPONSE_BYTES, in_thread
 
     with in_thread(models, limits=Limits(REQUEST_BYTES, RESPONSE_BYTES)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def torchserve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A real TorchServe of `models`."""
+    from running import as_torchserve
+
+    if not shutil.which("java"):
+        pytest.skip("TorchServe needs Java 17, which is not installed")
+    with as_torchserve(models, tmp_path_factory.mktemp("torchserve")) as running:
         yield running

@@ -191,4 +191,4 @@ def open_host(name: str, service: Service, models: Path) -> Host:
     return RestHost(service.http, {"rest-json": JSON, "rest-npz": NPZ}[name])
 
 
-HOSTS = ("grpc", "rest-json", "rest-npz", "local")
+HOSTS = ("grpc", "rest-json", "rest-npz", "local", "torchserve")

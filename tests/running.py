@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -109,3 +113,69 @@ def as_command(*arguments: str, **environment: str) -> Iterator[Command]:
             process.communicate(timeout=60)
         except ValueError:
             process.wait(60)
+
+
+@dataclass(frozen=True)
+class TorchServe:
+    """TorchServe, running. folder: where it writes its logs; process: of its own group."""
+
+    process: subprocess.Popen[bytes]
+    grpc: str
+    http: str
+    management: str
+    folder: Path
+
+    def workers(self, name: str) -> list[dict[str, Any]]:
+        """What its management tells of a model's workers."""
+        with urllib.request.urlopen(f"{self.management}/models/{name}", timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)[0]["workers"]
+        return found
+
+    def is_ready(self, name: str) -> bool:
+        try:
+            return any(worker["status"] == "READY" for worker in self.workers(name))
+        except OSError:
+            assert self.process.poll() is None, (self.folder / "out.log").read_text()[-3000:]
+            return False
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def as_torchserve(models: Path, folder: Path, **settings: Any) -> Iterator[TorchServe]:
+    """A real TorchServe of `models` on free ports, started with the documented command."""
+    from mousetwin_serve.hosts.torchserve_archive import CATALOG, Settings, write_store
+
+    ports = free_ports(5)
+    names = write_store(models, folder / "store", Settings(*ports, **settings))
+    # Two instances on one machine would otherwise share their sockets.
+    environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["torchserve", "--start", "--foreground", "--ncs", "--ts-config", "store/config.properties"]
+    with (folder / "out.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    http, management = (f"http://127.0.0.1:{port}" for port in ports[:2])
+    served = TorchServe(process, f"127.0.0.1:{ports[3]}", http, management, folder)
+    try:
+        for name in (CATALOG, *names):
+            until(lambda name=name: served.is_ready(name), 300)
+        yield served
+    finally:
+        # It leaves its Java process to itself where only the command is told to stop.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        until(lambda: not _group_lives(process.pid), 60)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

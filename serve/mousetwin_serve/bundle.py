@@ -218,18 +218,24 @@ def read(folder: Path) -> Bundle:
     Raises:
         BundleError: a file is missing, does not match its sha256, or `bundle.json` is not of this schema.
     """
+    manifest, digest = read_manifest(folder)
+    graphs = {name: _read_verified(folder, graph.file, graph.sha256) for name, graph in manifest.graphs.items()}
+    replay = _load_arrays(folder, manifest.replay)
+    _check_replay(folder, manifest, replay)
+    weights = {} if manifest.weights is None else _load_arrays(folder, manifest.weights)
+    _check_weights(folder, manifest, weights)
+    return Bundle(manifest, digest, graphs, weights, replay)
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """What the bundle in `folder` says of itself, and its digest. Raises as `read`."""
     raw = _read_file(folder, MANIFEST)
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from error
     _check_manifest(folder, manifest)
-    graphs = {name: _read_verified(folder, graph.file, graph.sha256) for name, graph in manifest.graphs.items()}
-    replay = _load_arrays(folder, manifest.replay)
-    _check_replay(folder, manifest, replay)
-    weights = {} if manifest.weights is None else _load_arrays(folder, manifest.weights)
-    _check_weights(folder, manifest, weights)
-    return Bundle(manifest, sha256(raw), graphs, weights, replay)
+    return manifest, sha256(raw)
 
 
 def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:

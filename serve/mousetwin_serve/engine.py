@@ -11,7 +11,7 @@ from mousetwin.errors import Unimplemented
 from numpy.typing import NDArray
 
 from .batch import Answer, Batch, Float, Work, concatenate, join
-from .bundle import Bundle
+from .bundle import Bundle, Manifest
 from .device import Device
 from .graphs import Graphs, neuron_rows
 
@@ -52,7 +52,7 @@ class Engine:
         self._bundle = bundle
         self.graphs = Graphs(bundle, device)
         self.neurons = manifest.neurons.count
-        self.no_gradient = "" if "gradient" in manifest.graphs else manifest.no_gradient or "its bundle holds none"
+        self.no_gradient = why_no_gradient(manifest)
         native = manifest.inputs.native_size
         self.max_batch = max(1, _MAX_PIXELS // (native.height * native.width))
         self.best_batch = min(device.best_batch, self.max_batch)
@@ -126,6 +126,11 @@ class Engine:
         start = time.perf_counter()
         self.graphs.run("forward", rows)
         return time.perf_counter() - start
+
+
+def why_no_gradient(manifest: Manifest) -> str:
+    """Why a twin has no gradient; empty where it has."""
+    return "" if "gradient" in manifest.graphs else manifest.no_gradient or "its bundle holds none"
 
 
 def _picked(responses: Float, pick: NDArray[np.intp] | None) -> Float:

@@ -14,6 +14,9 @@ from .device import Device
 from .stimulus import Limits
 from .twin import Twin
 
+# Mouse, model and version.
+Key = tuple[str, str, str]
+
 DEMO_MODELS = Path(__file__).parent / "demo"
 
 
@@ -36,53 +39,66 @@ class Repository:
         Raises:
             NotFound: `models` is no folder.
         """
-        if not models.is_dir():
-            raise NotFound(f"{models}: no such folder of exported twins", field="models")
         twins, refused = [], []
-        for folder in sorted(models.glob("*/*/*"), key=_by_version):
-            if folder.name.startswith(".") or not folder.is_dir():
-                continue
+        for folder in folders(models):
             try:
                 twins.append(Twin(bundle.read(folder), device, limits or Limits()))
             except bundle.BundleError as error:
-                refused.append(f"not served: {_located(error, folder)}")
+                refused.append(f"not served: {located(error, folder)}")
         return cls(twins, refused)
 
     def find(self, ref: TwinRef) -> Twin:
-        """The twin that `ref` means.
-
-        Raises:
-            NotFound: no such mouse, model or version; the message lists those there are.
-            InvalidArgument: the mouse is not named, or has several models and none is named.
-        """
-        if not ref.mouse:
-            raise InvalidArgument(
-                f"mouse: missing, expected one of {_listed(m for m, _, _ in self.twins)}", field="mouse"
-            )
-        models = list(dict.fromkeys(model for mouse, model, _ in self.twins if mouse == ref.mouse))
-        if not models:
-            raise NotFound(
-                f"mouse: {_brief(ref.mouse)} is not served, expected one of {_listed(m for m, _, _ in self.twins)}",
-                field="mouse",
-            )
-        if not ref.model and len(models) > 1:
-            raise InvalidArgument(f"model: {ref.mouse} has several, expected one of {_listed(models)}", field="model")
-        model = ref.model or models[0]
-        if model not in models:
-            raise NotFound(
-                f"model: {ref.mouse} has no {_brief(model)}, expected one of {_listed(models)}", field="model"
-            )
-        versions = [version for mouse, name, version in self.twins if (mouse, name) == (ref.mouse, model)]
-        version = ref.version or versions[-1]
-        if version not in versions:
-            raise NotFound(
-                f"version: {ref.mouse}/{model} has no {_brief(version)}, expected one of {_listed(versions)}",
-                field="version",
-            )
-        return self.twins[ref.mouse, model, version]
+        """The twin that `ref` means. Raises as `resolve`."""
+        return self.twins[resolve(self.twins, ref)]
 
 
-def _located(error: bundle.BundleError, folder: Path) -> str:
+def folders(models: Path) -> list[Path]:
+    """Folders that may hold bundles, versions of a model from the oldest to the newest.
+
+    Raises:
+        NotFound: no such folder of models.
+    """
+    if not models.is_dir():
+        raise NotFound(f"{models}: no such folder of exported twins", field="models")
+    found = sorted(models.glob("*/*/*"), key=_by_version)
+    return [folder for folder in found if folder.is_dir() and not folder.name.startswith(".")]
+
+
+def resolve(twins: Iterable[Key], ref: TwinRef) -> Key:
+    """Which of the twins (mouse, model, version) `ref` means.
+
+    Args:
+        twins: versions of a model from the oldest to the newest.
+        ref: as a caller named it.
+
+    Raises:
+        NotFound: no such mouse, model or version; the message lists those there are.
+        InvalidArgument: the mouse is not named, or has several models and none is named.
+    """
+    keys = list(twins)
+    mice = _listed(mouse for mouse, _, _ in keys)
+    if not ref.mouse:
+        raise InvalidArgument(f"mouse: missing, expected one of {mice}", field="mouse")
+    models = list(dict.fromkeys(model for mouse, model, _ in keys if mouse == ref.mouse))
+    if not models:
+        raise NotFound(f"mouse: {_brief(ref.mouse)} is not served, expected one of {mice}", field="mouse")
+    if not ref.model and len(models) > 1:
+        raise InvalidArgument(f"model: {ref.mouse} has several, expected one of {_listed(models)}", field="model")
+    model = ref.model or models[0]
+    if model not in models:
+        raise NotFound(f"model: {ref.mouse} has no {_brief(model)}, expected one of {_listed(models)}", field="model")
+    versions = [version for mouse, name, version in keys if (mouse, name) == (ref.mouse, model)]
+    version = ref.version or versions[-1]
+    if version not in versions:
+        raise NotFound(
+            f"version: {ref.mouse}/{model} has no {_brief(version)}, expected one of {_listed(versions)}",
+            field="version",
+        )
+    return ref.mouse, model, version
+
+
+def located(error: bundle.BundleError, folder: Path) -> str:
+    """What is wrong with the bundle in `folder`, in one line."""
     # One line, and with the folder even where only a file's name is told, as the engine does.
     message = " ".join(str(error).split())
     return message if str(folder) in message else f"{folder}/{message}"

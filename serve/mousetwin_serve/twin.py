@@ -18,9 +18,9 @@ from mousetwin.query import (
 from numpy.typing import NDArray
 
 from .batch import Answer
-from .bundle import Bundle, Size
+from .bundle import Bundle, Manifest, Size
 from .device import Device
-from .engine import Engine
+from .engine import Engine, why_no_gradient
 from .stimulus import Limits, Stimulus, StimulusReader
 
 
@@ -35,10 +35,10 @@ class Twin:
 
     def __init__(self, bundle: Bundle, device: Device, limits: Limits) -> None:
         manifest = bundle.manifest
-        self.identity = TwinIdentity(manifest.mouse, manifest.model, manifest.version, bundle.digest)
         self.stimulus = StimulusReader(manifest, limits)
         self.engine = Engine(bundle, device)
-        self.summary = self._summary(bundle, device)
+        self.summary = summarize(manifest, bundle.digest, device.kind)
+        self.identity = self.summary.twin
         self._info = self._tell(bundle)
 
     @property
@@ -54,24 +54,6 @@ class Twin:
             return Prediction(answer.responses, self.identity, stimulus.defaults)
         gradient = self.stimulus.pull_back(stimulus, answer.gradient)
         return GradientAnswer(answer.responses, self.identity, stimulus.defaults, **gradient)
-
-    def _summary(self, bundle: Bundle, device: Device) -> TwinSummary:
-        manifest, inputs = bundle.manifest, bundle.manifest.inputs
-        return TwinSummary(
-            twin=self.identity,
-            description=manifest.description,
-            synthetic=manifest.synthetic,
-            neurons=manifest.neurons.count,
-            native_size=_pair(inputs.native_size),
-            stimulus_size=_pair(inputs.stimulus_size),
-            behavior=inputs.behavior,
-            pupil_center=inputs.pupil_center,
-            takes_raw=self.stimulus.takes_raw,
-            graphs=tuple(manifest.graphs),
-            device=device.kind,
-            required=self.stimulus.required,
-            no_gradient=self.engine.no_gradient,
-        )
 
     def _tell(self, bundle: Bundle) -> MouseInfo:
         manifest, neurons, statistics = bundle.manifest, bundle.manifest.neurons, bundle.manifest.statistics
@@ -103,6 +85,26 @@ class Twin:
             built_with=manifest.built_with,
             truth={name: np.asarray(values, np.float64) for name, values in manifest.truth.items()},
         )
+
+
+def summarize(manifest: Manifest, digest: str, device: str) -> TwinSummary:
+    """What clients are told of a twin on a device of that kind."""
+    inputs, stimulus = manifest.inputs, StimulusReader(manifest, Limits())
+    return TwinSummary(
+        twin=TwinIdentity(manifest.mouse, manifest.model, manifest.version, digest),
+        description=manifest.description,
+        synthetic=manifest.synthetic,
+        neurons=manifest.neurons.count,
+        native_size=_pair(inputs.native_size),
+        stimulus_size=_pair(inputs.stimulus_size),
+        behavior=inputs.behavior,
+        pupil_center=inputs.pupil_center,
+        takes_raw=stimulus.takes_raw,
+        graphs=tuple(manifest.graphs),
+        device=device,
+        required=stimulus.required,
+        no_gradient=why_no_gradient(manifest),
+    )
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any
 
 from mousetwin.errors import Cancelled, InvalidArgument, MousetwinError, PayloadTooLarge
@@ -18,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from ..service import TwinService
-from . import bodies, bulk, openapi
+from . import bodies, bulk, media, openapi
 from .errors import as_domain_error, http_status, new_request_id
 
 _LARGE_BYTES = 1 << 20
@@ -94,16 +93,16 @@ class _Rest:
 
     async def predict(self, request: Request) -> Response:
         types = (bodies.JSON, bodies.NPY, bodies.NPZ)
-        sent_as = _sent_as(request, types)
-        if self._is_bulk(request, sent_as, _answer_as(request, sent_as, types)):
+        sent_as = media.sent_as(request.headers, types)
+        if self._is_bulk(request, sent_as, media.answer_as(request.headers, sent_as, types)):
             # Rows that are sent as they are ready are a .npy, whatever came.
-            _answer_as(request, bodies.NPY, (bodies.NPY,))
+            media.answer_as(request.headers, bodies.NPY, (bodies.NPY,))
             return await bulk.answer(request, self._service, sent_as, _deadline(request))
         return await self._answer(request, types, gradient=False)
 
     async def score(self, request: Request) -> Response:
-        _sent_as(request, (bodies.NPZ,))
-        _answer_as(request, bodies.JSON, (bodies.JSON,))
+        media.sent_as(request.headers, (bodies.NPZ,))
+        media.answer_as(request.headers, bodies.JSON, (bodies.JSON,))
         return await bulk.score(request, self._service, _deadline(request))
 
     def _is_bulk(self, request: Request, sent_as: str, answer_as: str) -> bool:
@@ -122,8 +121,8 @@ class _Rest:
 
     async def _answer(self, request: Request, types: tuple[str, ...], *, gradient: bool) -> Response:
         deadline = _deadline(request)
-        sent_as = _sent_as(request, types)
-        answer_as = _answer_as(request, sent_as, types)
+        sent_as = media.sent_as(request.headers, types)
+        answer_as = media.answer_as(request.headers, sent_as, types)
         dtype = bodies.answer_dtype(request.query_params)
         body = await self._body(request)
 
@@ -196,35 +195,6 @@ class _Rest:
         return RedirectResponse("/docs")
 
 
-def _sent_as(request: Request, types: tuple[str, ...]) -> str:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in types:
-        raise HTTPException(415, f"content-type: {media_type[:80]!r}, expected {_any_of(types)}")
-    return media_type
-
-
-def _answer_as(request: Request, sent_as: str, types: tuple[str, ...]) -> str:
-    """The best of what the caller accepts; where anything goes, what the caller sent."""
-    accepted: dict[str, float] = {}
-    for part in request.headers.get("accept", "*/*").split(","):
-        media_range, *options = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((option[2:] for option in options if option.startswith("q=")), "1")
-        try:
-            accepted[media_range] = float(quality)
-        except ValueError:
-            accepted[media_range] = 0.0
-    wildcard = max(accepted.get("*/*", 0), accepted.get("application/*", 0))
-    offers = sorted(types, key=lambda offer: offer != sent_as)
-    best = max(offers, key=lambda offer: accepted.get(offer, wildcard))
-    if accepted.get(best, wildcard) <= 0:
-        raise HTTPException(406, f"accept: expected {_any_of(types)}")
-    return best
-
-
-def _any_of(types: tuple[str, ...]) -> str:
-    return " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
-
-
 def _deadline(request: Request) -> float | None:
     text = request.query_params.get("timeout")
     if text is None:
@@ -248,18 +218,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _problem(status: int, detail: str, error: MousetwinError | None = None) -> Response:
-    """RFC 9457 problem details; `code`, `field` and `request_id` are ours."""
-    problem: dict[str, Any] = {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
-    if error is not None:
-        problem |= {"code": error.code, "field": error.field, "request_id": error.request_id}
-    return Response(bodies.write_json(problem), status_code=status, media_type="application/problem+json")
-
-
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request"
+    return Response(media.problem(status, detail, error), status_code=status, media_type=media.PROBLEM)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

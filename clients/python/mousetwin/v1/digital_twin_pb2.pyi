@@ -423,3 +423,11 @@ class GraphReport(_message.Message):
     parity_gradient_error: float
     parity_gradient_tolerance: float
     def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_error: _Optional[float] = ..., parity_gradient_error: _Optional[float] = ..., parity_gradient_tolerance: _Optional[float] = ...) -> None: ...
+
+class Reply(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: bytes
+    error: Error
+    def __init__(self, response: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...

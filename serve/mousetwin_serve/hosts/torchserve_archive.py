@@ -1,0 +1,186 @@
+"""`mousetwin archive`: a folder that TorchServe serves, an archive (.mar) a twin and one that knows them all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mousetwin.errors import InvalidArgument, NotFound
+
+from .. import bundle
+from ..repository import DEMO_MODELS, folders, located
+
+# TorchServe's own name for a model that answers which twins there are.
+CATALOG = "mousetwin"
+_HANDLER = """# Written by `mousetwin archive`; TorchServe imports it from here.
+from mousetwin_serve.hosts.torchserve_handler import handle  # noqa: F401
+"""
+# A zip's members all have this date, so that the same twin gives the same archive.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the host listens, and what its workers are told.
+
+    Attributes:
+        http_port, management_port, metrics_port, grpc_port, grpc_management_port: on loopback.
+        device: auto, cpu or cuda.
+        max_mb: size of a request, and of an answer, in MiB.
+        workers: for each twin.
+        batch_size, batch_delay_ms: more than one request at a time makes a lone one wait that long for company.
+    """
+
+    http_port: int = 8080
+    management_port: int = 8081
+    metrics_port: int = 8082
+    grpc_port: int = 7070
+    grpc_management_port: int = 7071
+    device: str = "auto"
+    max_mb: int = 256
+    workers: int = 1
+    batch_size: int = 1
+    batch_delay_ms: int = 1
+
+
+def archive_name(mouse: str, model: str, version: str) -> str:
+    """What TorchServe calls a twin."""
+    return f"{mouse}_{model}_{version}"
+
+
+def write_store(models: Path, store: Path, settings: Settings | None = None) -> list[str]:
+    """Write `STORE/*.mar` and `STORE/config.properties`.
+
+    Args:
+        models: a folder of bundles, all of which are verified first.
+        store: is made; must not be there, or be one that this wrote.
+        settings: ports and sizes.
+
+    Returns:
+        The names TorchServe has for the twins.
+
+    Raises:
+        NotFound: no twin in `models`, or `store` cannot be written.
+        InvalidArgument: a bundle that cannot be served; the message says why.
+    """
+    settings = settings or Settings()
+    found = folders(models)
+    if not found:
+        raise NotFound(f"{models}: no twin in it, expected MOUSE/MODEL/VERSION/bundle.json", field="models")
+    names = []
+    if store.exists() and not (store / "config.properties").is_file() and any(store.iterdir()):
+        raise InvalidArgument(f"{store}: holds other things, expected a new folder", field="out")
+    try:
+        shutil.rmtree(store, ignore_errors=True)
+        store.mkdir(parents=True)
+        for folder in found:
+            try:
+                manifest = bundle.read(folder).manifest
+            except bundle.BundleError as error:
+                raise InvalidArgument(located(error, folder), field="models") from None
+            name = archive_name(manifest.mouse, manifest.model, manifest.version)
+            inside = f"models/{manifest.mouse}/{manifest.model}/{manifest.version}"
+            files = {f"{inside}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+            limit = (settings.max_mb << 20) - (64 << 10)
+            told = {"request_bytes": limit, "response_bytes": limit, "device": settings.device}
+            _write_archive(store / f"{name}.mar", name, told, files)
+            names.append(name)
+        manifests = {
+            "models/{}/{}/{}/bundle.json".format(*folder.parts[-3:]): (folder / bundle.MANIFEST).read_bytes()
+            for folder in found
+        }
+        catalog = {"catalog.json": json.dumps({"device": settings.device}).encode(), **manifests}
+        _write_archive(store / f"{CATALOG}.mar", CATALOG, {"catalog": True}, catalog)
+        (store / "config.properties").write_text(_properties(store, names, settings))
+    except OSError as error:
+        raise NotFound(f"{store}: cannot be written: {error.strerror}", field="out") from None
+    return names
+
+
+def _write_archive(path: Path, name: str, told: dict[str, Any], files: dict[str, bytes]) -> None:
+    manifest = {
+        "createdOn": "",
+        "runtime": "python",
+        "model": {"modelName": name, "handler": "handler.py", "modelVersion": "1.0", "configFile": "model-config.yaml"},
+        "archiverVersion": "0.12.0",
+    }
+    members = {
+        "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=1).encode(),
+        "handler.py": _HANDLER.encode(),
+        # JSON is YAML.
+        "model-config.yaml": json.dumps(told).encode(),
+        **files,
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member, data in members.items():
+            archive.writestr(zipfile.ZipInfo(member, _DATE), data)
+
+
+def _properties(store: Path, names: list[str], settings: Settings) -> str:
+    models = {
+        name: {
+            "1.0": {
+                "defaultVersion": True,
+                "marName": f"{name}.mar",
+                "minWorkers": settings.workers,
+                "maxWorkers": settings.workers,
+                "batchSize": settings.batch_size,
+                "maxBatchDelay": settings.batch_delay_ms,
+                "responseTimeout": 120,
+            }
+        }
+        for name in (CATALOG, *names)
+    }
+    lines = {
+        "inference_address": f"http://127.0.0.1:{settings.http_port}",
+        "management_address": f"http://127.0.0.1:{settings.management_port}",
+        "metrics_address": f"http://127.0.0.1:{settings.metrics_port}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_inference_port": settings.grpc_port,
+        "grpc_management_port": settings.grpc_management_port,
+        "model_store": store.resolve(),
+        "load_models": "all",
+        "models": json.dumps(models),
+        # Its own default is a token in a file of the working folder, which no client of ours has.
+        "disable_token_authorization": "true",
+        "max_request_size": settings.max_mb << 20,
+        "max_response_size": settings.max_mb << 20,
+        "enable_envvars_config": "false",
+        "install_py_dep_per_model": "false",
+    }
+    return "".join(f"{name}={value}\n" for name, value in lines.items())
+
+
+def command(commands: Any) -> None:
+    """Add `archive` to the `mousetwin` command."""
+    defaults = Settings()
+    parser = commands.add_parser("archive", help="write a model store for TorchServe")
+    parser.add_argument("models", type=Path, nargs="?", metavar="MODELS", help="default: the demo mouse")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder to write")
+    for name in ("http", "management", "metrics", "grpc", "grpc-management"):
+        default = getattr(defaults, f"{name.replace('-', '_')}_port")
+        parser.add_argument(f"--{name}-port", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--max-mb", type=int, default=defaults.max_mb, help="of a request or an answer (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes for each twin (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="above 1 a lone request waits for company (default: 1)"
+    )
+    parser.add_argument("--batch-delay-ms", type=int, default=1, help="for how long (default: %(default)s)")
+    parser.set_defaults(run=_run, extra="serve")
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    for name in write_store(args.models or DEMO_MODELS, args.out, settings):
+        print(name)
+    config = os.path.relpath(args.out / "config.properties")
+    print(f"Serve them with: torchserve --start --foreground --ncs --ts-config {config}")
+    return 0

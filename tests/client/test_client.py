@@ -57,15 +57,32 @@ def test_nothing_listens(nobody: str) -> None:
 
 @pytest.mark.parametrize("address", ["", "nowhere", "8001", "host:", "host:port", "http://127.0.0.1:8001"])
 def test_addresses_that_are_none(address: str) -> None:
-    with pytest.raises((mousetwin.InvalidArgument, mousetwin.Unimplemented)) as caught:
+    with pytest.raises(mousetwin.InvalidArgument) as caught:
         mousetwin.connect(address)
     assert caught.value.field == "address"
     assert address in str(caught.value)
 
 
 def test_a_scheme_that_nothing_serves() -> None:
-    with pytest.raises(mousetwin.MousetwinError, match="torchserve"):
-        mousetwin.connect("torchserve://127.0.0.1:8001")
+    with pytest.raises(mousetwin.InvalidArgument, match="triton"):
+        mousetwin.connect("triton://127.0.0.1:8001")
+
+
+def test_torchserve_is_asked_for_where_it_is_not(server_address: str, nobody: str) -> None:
+    with mousetwin.connect(f"torchserve://{server_address}") as twins, pytest.raises(mousetwin.Unimplemented) as caught:
+        twins.mice()
+    assert f"{server_address} is another service" in str(caught.value)
+    with mousetwin.connect(f"torchserve://{nobody}") as twins, pytest.raises(mousetwin.Unavailable, match=nobody):
+        twins.mice()
+    for address in ("torchserve:", "torchserve://", "torchserve://host"):
+        with pytest.raises(mousetwin.InvalidArgument, match="expected"):
+            mousetwin.connect(address)
+
+
+@pytest.mark.parametrize("address", ["local:", "torchserve://127.0.0.1:7070", "8001", "host:"])
+def test_asyncio_speaks_grpc_only(address: str) -> None:
+    with pytest.raises(mousetwin.InvalidArgument, match="host:port"):
+        mousetwin.aio.connect(address)
 
 
 def test_a_closed_connection_says_so(server_address: str) -> None:

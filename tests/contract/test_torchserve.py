@@ -8,6 +8,7 @@ import signal
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +228,41 @@ def test_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert archive.testzip() is None
         source = archive.read("handler.py").decode()
     assert "torch" not in source.replace("torchserve", "")
-    for damaged in (tmp_path / "models/full/linear/1/forward.onnx",):
-        damaged.write_bytes(damaged.read_bytes()[:-1])
-    capsys.readouterr()
-    assert main(command) == 1
-    assert "forward.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--grpc-port", "8080"], "http_port: 8080, expected 1 to 65535 and another for each port"),
+        (["--http-port", "0"], "http_port: 0"),
+        (["--max-mb", "2048"], "max_mb: 2048, expected 1 to 2047"),
+        (["--workers", "0"], "workers: 0, expected 1 or more"),
+    ],
+)
+def test_a_store_that_could_not_start_is_not_written(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["archive", "--out", str(tmp_path / "store"), *options]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_is_replaced_only_by_a_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = FULL.write(tmp_path / "models")
+    command = ["archive", str(tmp_path / "models"), "--out", str(tmp_path / "store")]
+    assert main(command) == 0
+    written = {file: file.read_bytes() for file in (tmp_path / "store").iterdir()}
     assert main(["archive", str(tmp_path / "none"), "--out", str(tmp_path / "store")]) == 1
     assert main(["archive", str(tmp_path / "models"), "--out", str(tmp_path)]) == 1
     assert "holds other things" in capsys.readouterr().err
+    (bundle / "forward.onnx").write_bytes(b"damaged")
+    assert main(command) == 1
+    assert "forward.onnx" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "store").iterdir()} == written
+
+
+def test_twins_that_torchserve_could_not_tell_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replace(FULL, mouse="a_b", model="c").write(tmp_path / "models")
+    replace(FULL, mouse="a", model="b_c").write(tmp_path / "models")
+    assert main(["archive", str(tmp_path / "models"), "--out", str(tmp_path / "store")]) == 1
+    assert "TorchServe would call both a_b_c_1" in capsys.readouterr().err

@@ -21,12 +21,13 @@ from numpy.typing import ArrayLike
 
 from . import optimization_wire, optimize, wire
 from .build import build_query, columns_of, with_cotangent
-from .errors import DeadlineExceeded, MousetwinError
+from .errors import DeadlineExceeded, InvalidArgument, MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
 from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .optimized import Optimized
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .transport import is_host_and_port
 from .twins import Progress
 from .v1 import digital_twin_pb2 as pb
 
@@ -37,7 +38,12 @@ def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) ->
     Args:
         address: of the service's gRPC.
         timeout: seconds for any one call that names none itself; None for no limit.
+
+    Raises:
+        InvalidArgument: the address is of another form; other hosts have no asyncio client.
     """
+    if not is_host_and_port(address):
+        raise InvalidArgument(f"address: {address!r}, expected 'host:port' (asyncio has no other)", field="address")
     return Twins(address, timeout)
 
 

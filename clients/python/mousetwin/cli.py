@@ -58,7 +58,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         default=os.environ.get("MOUSETWIN_SERVER", "127.0.0.1:8001"),
-        help="HOST:PORT of the service's gRPC, or local:MODELS (default: $MOUSETWIN_SERVER or %(default)s)",
+        help="HOST:PORT of the service's gRPC, local:MODELS or torchserve://HOST:PORT "
+        "(default: $MOUSETWIN_SERVER or %(default)s)",
     )
     parser.add_argument("--timeout", type=float, default=None, help="seconds to wait for the answer")
 

@@ -55,6 +55,11 @@ def translate(error: grpc.RpcError, address: str) -> MousetwinError:
     message = call.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE and "request-id" not in trailing:
         message = f"no answer from {address}: {message}"
+    elif code is grpc.StatusCode.UNIMPLEMENTED and "request-id" not in trailing:
+        message = (
+            f"{address} is another service ({message}): expected mousetwin serve at 'host:port' "
+            "or TorchServe at 'torchserve://host:port'"
+        )
     return from_code(
         code.name,
         message,

@@ -56,18 +56,29 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+_EXPECTED = "'host:port', 'local:MODELS' or 'torchserve://host:port'"
+
+
+def is_host_and_port(address: str) -> bool:
+    """Whether an address is our own gRPC's."""
+    _, _, rest = address.partition(":")
+    return rest.rpartition(":")[2].isdigit() and not rest.startswith("//")
+
+
 def open_transport(address: str) -> Transport:
     """The transport for "host:port" (gRPC) or "<scheme>:…", found by its entry point in `mousetwin.transports`.
 
+    Ours are "local:MODELS" and "torchserve://host:port"; other packages may bring more.
+
     Raises:
-        InvalidArgument: the address is neither.
-        Unimplemented: nothing installed serves the scheme.
+        InvalidArgument: the address is neither, or nothing installed serves the scheme.
+        Unimplemented: what serves the scheme lacks a package.
     """
-    scheme, _, rest = address.partition(":")
-    if rest.rpartition(":")[2].isdigit() and not rest.startswith("//"):
+    if is_host_and_port(address):
         from .grpc_transport import GrpcTransport
 
         return GrpcTransport(address)
+    scheme = address.partition(":")[0]
     for entry_point in entry_points(group="mousetwin.transports", name=scheme):
         try:
             opener = entry_point.load()
@@ -77,6 +88,4 @@ def open_transport(address: str) -> Transport:
             ) from error
         transport: Transport = opener(address)
         return transport
-    if not rest or scheme.replace(".", "").isalnum():
-        raise InvalidArgument(f"address: {address!r}, expected 'host:port' or 'local:MODELS'", field="address")
-    raise Unimplemented(f"{address}: nothing installed serves {scheme!r} addresses", field="address")
+    raise InvalidArgument(f"address: {address!r}, expected {_EXPECTED}", field="address")

@@ -23,15 +23,15 @@ Progress = Callable[[int, int], None]
 
 
 def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) -> Twins:
-    """The twins at an address: "host:port" over gRPC, or "local:MODELS" in this process.
+    """The twins at an address: behind `mousetwin serve`, in this process, or behind TorchServe.
 
     Args:
-        address: "host:port" of a service, or "local:MODELS" for a folder of bundles ("local:" for the built-in
-            demo mouse), which needs the serve extra.
+        address: "host:port" of a service; "local:MODELS" for a folder of bundles ("local:" for the built-in demo
+            mouse), which needs the serve extra; or "torchserve://host:port" of TorchServe's gRPC.
         timeout: seconds for any one call that names none itself; None for no limit.
 
     Raises:
-        InvalidArgument: the address is of neither form.
+        InvalidArgument: the address is of no such form.
         Unimplemented: what the address needs is not installed.
     """
     return Twins(open_transport(address), timeout)

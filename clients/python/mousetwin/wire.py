@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from . import arrays
@@ -28,6 +29,19 @@ _SPACES = {None: pb.SPACE_UNSPECIFIED, Space.RAW: pb.SPACE_RAW, Space.MODEL: pb.
 _SPACES_BY_VALUE: dict[int, Space | None] = {value: space for space, value in _SPACES.items()}
 _MEASURED = ("replay_error", "parity_gradient_error", "parity_gradient_tolerance")
 _STATISTICS = ("images", "behavior", "pupil_center", "responses")
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """A request's message. Raises InvalidArgument for bytes that are none."""
+    message: Any = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise InvalidArgument(f"request: these bytes are not a {kind.DESCRIPTOR.full_name}", field="request") from None
+    parsed: M = message
+    return parsed
 
 
 def query_to_proto(query: PredictQuery) -> pb.PredictRequest:

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from mousetwin import optimization_wire, wire
-from mousetwin.errors import InvalidArgument, Unavailable
+from mousetwin.errors import Unavailable
 from mousetwin.query import GradientAnswer
 from mousetwin.v1 import digital_twin_pb2 as pb
 
@@ -22,7 +21,6 @@ from .errors import as_domain_error, grpc_status, new_request_id
 SESSION_WINDOW = 8
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-M = TypeVar("M", bound=Message)
 
 
 class DigitalTwinServicer:
@@ -76,26 +74,26 @@ class DigitalTwinServicer:
             metrics.request_seconds.labels("grpc", call).observe(time.perf_counter() - start)
 
     async def _list_mice(self, request: bytes, deadline: float | None) -> Message:
-        _parse(pb.ListMiceRequest, request)
+        wire.parse(pb.ListMiceRequest, request)
         return pb.ListMiceResponse(twins=[wire.summary_to_proto(twin) for twin in self._service.list_mice()])
 
     async def _get_mouse(self, request: bytes, deadline: float | None) -> Message:
-        ref = wire.ref_from_proto(_parse(pb.GetMouseRequest, request).twin)
+        ref = wire.ref_from_proto(wire.parse(pb.GetMouseRequest, request).twin)
         return wire.mouse_to_proto(self._service.get_mouse(ref))
 
     async def _predict(self, request: bytes, deadline: float | None) -> Message:
-        query = wire.query_from_proto(_parse(pb.PredictRequest, request))
+        query = wire.query_from_proto(wire.parse(pb.PredictRequest, request))
         return wire.prediction_to_proto(await self._service.answer(query, deadline))
 
     async def _gradient(self, request: bytes, deadline: float | None) -> Message:
-        query = wire.gradient_query_from_proto(_parse(pb.GradientRequest, request))
+        query = wire.gradient_query_from_proto(wire.parse(pb.GradientRequest, request))
         answer = await self._service.answer(query, deadline)
         assert isinstance(answer, GradientAnswer)
         return wire.gradient_to_proto(answer)
 
     async def _optimize(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         async with self._call("Optimize", context):
-            query = optimization_wire.query_from_proto(_parse(pb.OptimizeRequest, request))
+            query = optimization_wire.query_from_proto(wire.parse(pb.OptimizeRequest, request))
             async with contextlib.aclosing(self._service.optimize(query, _deadline(context))) as events:
                 async for event in events:
                     yield optimization_wire.event_to_proto(event).SerializeToString()
@@ -127,7 +125,7 @@ class DigitalTwinServicer:
         request_id = new_request_id()
         frame_id, code = 0, "OK"
         try:
-            message = _parse(pb.SessionRequest, request)
+            message = wire.parse(pb.SessionRequest, request)
             frame_id = message.id
             query = wire.frame_from_proto(message)
             if not self._service.ready:
@@ -142,16 +140,6 @@ class DigitalTwinServicer:
         metrics.requests.labels("grpc", "Session", code).inc()
         metrics.request_seconds.labels("grpc", "Session").observe(time.perf_counter() - start)
         return response.SerializeToString()
-
-
-def _parse(kind: type[M], data: bytes) -> M:
-    message: Any = kind()
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        raise InvalidArgument(f"request: these bytes are not a {kind.DESCRIPTOR.full_name}", field="request") from None
-    parsed: M = message
-    return parsed
 
 
 def _deadline(context: Context) -> float | None:

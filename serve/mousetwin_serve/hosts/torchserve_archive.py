@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,6 @@ class Settings:
     batch_delay_ms: int = 1
 
 
-def archive_name(mouse: str, model: str, version: str) -> str:
-    """What TorchServe calls a twin."""
-    return f"{mouse}_{model}_{version}"
-
-
 def write_store(models: Path, store: Path, settings: Settings | None = None) -> list[str]:
     """Write `STORE/*.mar` and `STORE/config.properties`.
 
@@ -67,40 +62,59 @@ def write_store(models: Path, store: Path, settings: Settings | None = None) -> 
 
     Raises:
         NotFound: no twin in `models`, or `store` cannot be written.
-        InvalidArgument: a bundle that cannot be served; the message says why.
+        InvalidArgument: a setting out of range, or a bundle that cannot be served; the message says why.
     """
     settings = settings or Settings()
-    found = folders(models)
-    if not found:
-        raise NotFound(f"{models}: no twin in it, expected MOUSE/MODEL/VERSION/bundle.json", field="models")
-    names = []
-    if store.exists() and not (store / "config.properties").is_file() and any(store.iterdir()):
+    _check(settings)
+    found = _verified(models)
+    if store.exists() and not (store / f"{CATALOG}.mar").is_file() and any(store.iterdir()):
         raise InvalidArgument(f"{store}: holds other things, expected a new folder", field="out")
+    limit = (settings.max_mb << 20) - (64 << 10)
+    told = {"request_bytes": limit, "response_bytes": limit, "device": settings.device}
+    catalog = {"catalog.json": json.dumps({"device": settings.device}).encode()}
     try:
         shutil.rmtree(store, ignore_errors=True)
         store.mkdir(parents=True)
-        for folder in found:
-            try:
-                manifest = bundle.read(folder).manifest
-            except bundle.BundleError as error:
-                raise InvalidArgument(located(error, folder), field="models") from None
-            name = archive_name(manifest.mouse, manifest.model, manifest.version)
-            inside = f"models/{manifest.mouse}/{manifest.model}/{manifest.version}"
+        for name, folder in found.items():
+            inside = "/".join(("models", *folder.parts[-3:]))
             files = {f"{inside}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-            limit = (settings.max_mb << 20) - (64 << 10)
-            told = {"request_bytes": limit, "response_bytes": limit, "device": settings.device}
             _write_archive(store / f"{name}.mar", name, told, files)
-            names.append(name)
-        manifests = {
-            "models/{}/{}/{}/bundle.json".format(*folder.parts[-3:]): (folder / bundle.MANIFEST).read_bytes()
-            for folder in found
-        }
-        catalog = {"catalog.json": json.dumps({"device": settings.device}).encode(), **manifests}
+            catalog[f"{inside}/{bundle.MANIFEST}"] = files[f"{inside}/{bundle.MANIFEST}"]
         _write_archive(store / f"{CATALOG}.mar", CATALOG, {"catalog": True}, catalog)
-        (store / "config.properties").write_text(_properties(store, names, settings))
+        (store / "config.properties").write_text(_properties(store, list(found), settings))
     except OSError as error:
         raise NotFound(f"{store}: cannot be written: {error.strerror}", field="out") from None
-    return names
+    return list(found)
+
+
+def _verified(models: Path) -> dict[str, Path]:
+    """The folder of each twin, by what TorchServe calls it."""
+    found: dict[str, Path] = {}
+    for folder in folders(models):
+        try:
+            manifest = bundle.read(folder).manifest
+        except bundle.BundleError as error:
+            raise InvalidArgument(located(error, folder), field="models") from None
+        name = f"{manifest.mouse}_{manifest.model}_{manifest.version}"
+        if name in found:
+            raise InvalidArgument(f"{folder} and {found[name]}: TorchServe would call both {name}", field="models")
+        found[name] = folder
+    if not found:
+        raise NotFound(f"{models}: no twin in it, expected MOUSE/MODEL/VERSION/bundle.json", field="models")
+    return found
+
+
+def _check(settings: Settings) -> None:
+    ports = {name: value for name, value in asdict(settings).items() if name.endswith("_port")}
+    for name, port in ports.items():
+        if not 0 < port < 65536 or list(ports.values()).count(port) > 1:
+            raise InvalidArgument(f"{name}: {port}, expected 1 to 65535 and another for each port", field=name)
+    # TorchServe counts bytes in 32 bits.
+    if not 1 <= settings.max_mb < 2048:
+        raise InvalidArgument(f"max_mb: {settings.max_mb}, expected 1 to 2047", field="max_mb")
+    for name in ("workers", "batch_size", "batch_delay_ms"):
+        if getattr(settings, name) < 1:
+            raise InvalidArgument(f"{name}: {getattr(settings, name)}, expected 1 or more", field=name)
 
 
 def _write_archive(path: Path, name: str, told: dict[str, Any], files: dict[str, bytes]) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from mousetwin import wire
-from mousetwin.errors import InvalidArgument, MousetwinError, NotFound, Unimplemented
+from mousetwin.errors import MousetwinError, NotFound, Unimplemented
 from mousetwin.query import GradientAnswer, Prediction, PredictQuery
 from mousetwin.v1 import digital_twin_pb2 as pb
 from starlette.exceptions import HTTPException
@@ -65,9 +65,9 @@ class _Served:
         if call == "GetMouse":
             return wire.mouse_to_proto(self._twin.info)
         if call == "Predict":
-            return wire.prediction_to_proto(self._answer(wire.query_from_proto(_parse(pb.PredictRequest, request))))
+            return wire.prediction_to_proto(self._answer(wire.query_from_proto(wire.parse(pb.PredictRequest, request))))
         if call == "Gradient":
-            answer = self._answer(wire.gradient_query_from_proto(_parse(pb.GradientRequest, request)))
+            answer = self._answer(wire.gradient_query_from_proto(wire.parse(pb.GradientRequest, request)))
             assert isinstance(answer, GradientAnswer)
             return wire.gradient_to_proto(answer)
         raise Unimplemented(f"{call[:80]}: not on this host: TorchServe knows no streams", field="call")
@@ -123,11 +123,11 @@ class _Catalog:
 
     def _call(self, call: str, request: bytes) -> Message:
         if call == "ListMice":
-            _parse(pb.ListMiceRequest, request)
+            wire.parse(pb.ListMiceRequest, request)
             return pb.ListMiceResponse(twins=[wire.summary_to_proto(twin) for twin in self._twins.values()])
         if call == "GetMouse":
             # The twin itself tells the rest.
-            ref = wire.ref_from_proto(_parse(pb.GetMouseRequest, request).twin)
+            ref = wire.ref_from_proto(wire.parse(pb.GetMouseRequest, request).twin)
             return pb.Mouse(summary=wire.summary_to_proto(self._twins[resolve(self._twins, ref)]))
         raise NotFound(f"{call[:80]}: the catalog answers ListMice and GetMouse", field="call")
 
@@ -143,15 +143,6 @@ def _reply(item: Mapping[str, Any], answer: Callable[[str, bytes], Message], req
         told = pb.Error(code=error.code, message=str(error), field=error.field, request_id=request_id)
         reply = pb.Reply(error=told)
     return reply.SerializeToString()
-
-
-def _parse(kind: Any, data: bytes) -> Any:
-    message = kind()
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        raise InvalidArgument(f"request: these bytes are not a {kind.DESCRIPTOR.full_name}", field="request") from None
-    return message
 
 
 def _text(value: Any) -> str:

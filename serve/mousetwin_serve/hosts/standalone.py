@@ -151,7 +151,9 @@ async def serve(service: TwinService, addresses: Addresses, device: Device) -> N
     await server.start()
     print(welcome(service.repository, server, addresses.host, device), flush=True)
     await stop.wait()
-    print("mousetwin: draining", flush=True)
+    # Whoever read what it prints may be gone.
+    with contextlib.suppress(OSError):
+        print("mousetwin: draining", flush=True)
     await server.stop()
 
 

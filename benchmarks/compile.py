@@ -30,7 +30,7 @@ from mousetwin_export.export import Contract, export_twin
 from mousetwin_export.forward import Forms
 from mousetwin_serve import bundle
 from mousetwin_serve.batch import Batch
-from mousetwin_serve.device import Device
+from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def plain_onnx(path: str, shapes: Any, threads: int, batches: list[int], seconds
 
 def ours(folder: str, shapes: Any, threads: int, batches: list[int], seconds: float) -> Any:
     """Milliseconds an image of the served engine, by what and batch."""
-    engine = Engine(bundle.read(Path(folder)), Device("cpu", "measured", threads))
+    engine = Engine(bundle.read(Path(folder)), choose("cpu", threads))
     found = {}
     for batch in batches:
         given = stimulus(batch, shapes)
@@ -177,7 +177,7 @@ def measure(number: int, subject: Subject, folder: Path, args: argparse.Namespac
         mine = apart(args, "ours", place, shapes, threads, args.batches, args.seconds)
         # A gradient has the forward's multiply-adds, and about as many on the way back.
         floors = {"forward": work / eager["speed"] * 1e3, "gradient": 2 * work / eager["speed"] * 1e3}
-        engine = Engine(bundle.read(place), Device("cpu", "measured", threads))
+        engine = Engine(bundle.read(place), choose("cpu", threads))
         for what in ("forward", "gradient"):
             for batch in args.batches:
                 given = stimulus(batch, shapes)
@@ -202,7 +202,7 @@ def measure(number: int, subject: Subject, folder: Path, args: argparse.Namespac
             times = ", ".join(f"{mine[f'{what} {batch}']:.3f} at batch {batch}" for batch in args.batches)
             print(f"{subject.name:17} {what} an image, threads {threads}: {times}", flush=True)
     begun = time.perf_counter()
-    Engine(bundle.read(place), Device("cpu", "measured", 1))
+    Engine(bundle.read(place), choose("cpu", 1))
     loaded = (time.perf_counter() - begun) * 1e3
     size = sum(path.stat().st_size for path in place.iterdir()) / 1e6
     print(

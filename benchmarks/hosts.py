@@ -26,7 +26,8 @@ from latency import BARE, CLIENTS, clients_rate, interleaved, start
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
-from mousetwin_serve.hosts.torchserve_archive import CATALOG, Settings, write_store
+from mousetwin_serve.hosts.torchserve_archive import CATALOG, write_store
+from mousetwin_serve.hosts.torchserve_settings import Settings
 from mousetwin_serve.repository import DEMO_MODELS, Repository
 
 ROUNDS = 3

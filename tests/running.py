@@ -150,7 +150,8 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def as_torchserve(models: Path, folder: Path, **settings: Any) -> Iterator[TorchServe]:
     """A real TorchServe of `models` on free ports, started with the documented command."""
-    from mousetwin_serve.hosts.torchserve_archive import CATALOG, Settings, write_store
+    from mousetwin_serve.hosts.torchserve_archive import CATALOG, write_store
+    from mousetwin_serve.hosts.torchserve_settings import Settings
 
     ports = free_ports(5)
     names = write_store(models, folder / "store", Settings(*ports, **settings))

@@ -1,4 +1,4 @@
-"""What an engine takes and gives: arrays with a row an image, in model space."""
+"""What an engine takes and gives: arrays with a row an image, in model space, on the host or in a device's memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .memory import at
 
 Float = NDArray[np.float32]
 
@@ -81,7 +83,8 @@ def concatenate(answers: Sequence[Answer]) -> Answer:
     """Answers to the parts of one work as one."""
     if len(answers) == 1:
         return answers[0]
-    return Answer(
-        np.concatenate([answer.responses for answer in answers]),
-        {name: np.concatenate([answer.gradient[name] for answer in answers]) for name in answers[0].gradient},
-    )
+    with at(answers[0].responses):
+        return Answer(
+            np.concatenate([answer.responses for answer in answers]),
+            {name: np.concatenate([answer.gradient[name] for answer in answers]) for name in answers[0].gradient},
+        )

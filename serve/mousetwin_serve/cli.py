@@ -15,8 +15,9 @@ def command(commands: Any) -> None:
     parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s; 0 takes a free one")
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one, else the CPU"
+        "--device", default="auto", help="auto (GPUs if there are any, else the CPU), cpu, cuda (all GPUs) or cuda:N"
     )
+    parser.add_argument("--tf32", action="store_true", help="let GPUs round what they multiply to 10 bits")
     parser.add_argument("--threads", type=int, default=0, help="CPU cores to run on (default: all)")
     parser.add_argument("--max-batch", type=int, help="images in one run (default: what is fastest)")
     parser.add_argument("--max-queue", type=int, default=8192, help="images that may wait (default: %(default)s)")
@@ -43,10 +44,10 @@ def _run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    device = choose(args.device, args.threads)
+    devices = choose(args.device, args.threads, tf32=args.tf32)
     limits = Limits(request_bytes=args.max_request_mb << 20)
     models = args.models or DEMO_MODELS
-    repository = Repository.load(models, device, limits)
+    repository = Repository.load(models, devices, limits)
     for line in repository.refused:
         print(f"mousetwin: {line}", file=sys.stderr)
     if not repository.twins:
@@ -55,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     addresses = Addresses(args.host, args.http_port, args.grpc_port)
 
     async def main() -> None:
-        await serve(TwinService(repository, limits=limits, batching=settings), addresses, device)
+        await serve(TwinService(repository, limits=limits, batching=settings), addresses, devices)
 
     asyncio.run(main())
     return 0

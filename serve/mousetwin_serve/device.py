@@ -1,13 +1,23 @@
-"""Where the twins run: CUDA if ONNX Runtime finds one, else the CPU; what was asked for is never silently replaced."""
+"""Where the twins run: GPUs if ONNX Runtime can use them, else the CPU. What is asked for is never just replaced."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.util
+import io
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from mousetwin.errors import MousetwinError
+from mousetwin.errors import InvalidArgument, MousetwinError
+from numpy.typing import NDArray
+
+from .memory import gpu, on_gpu, wait_for_gpu
 
 
 class DeviceError(MousetwinError):
@@ -22,11 +32,15 @@ class Device:
         kind: "cpu" or "cuda".
         why: what decided.
         threads: CPU cores to use; 0 for all.
+        index: which of the GPUs.
+        tf32: whether a GPU may round what it multiplies to 10 bits.
     """
 
     kind: str
     why: str
     threads: int = 0
+    index: int = 0
+    tf32: bool = False
 
     @property
     def runs(self) -> int:
@@ -36,37 +50,154 @@ class Device:
         return self.threads or _cores()
 
     @property
-    def best_batch(self) -> int:
-        """Images in one run that take least time each: on the CPU no more than whose maps stay in its caches."""
-        return 64 if self.kind == "cuda" else 8
+    def best_batch(self) -> int | None:
+        """Images in one run that take least time each: on the CPU no more than whose maps stay in its caches.
+
+        None where that is to be measured.
+        """
+        return None if self.kind == "cuda" else 8
+
+    @property
+    def own_memory(self) -> bool:
+        """Whether arrays have to be brought to it."""
+        return self.kind == "cuda"
 
     @property
     def providers(self) -> list[Any]:
         """ONNX Runtime's execution providers for the device."""
+        if self.kind != "cuda":
+            return ["CPUExecutionProvider"]
+        # Convolutions are not tried out for each new size of batch, which would stall requests.
+        options = {"device_id": self.index, "use_tf32": int(self.tf32), "cudnn_conv_algo_search": "HEURISTIC"}
+        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+    def tolerances(self, responses: float, gradients: float) -> tuple[float, float]:
+        """What a replay may be off by here: of responses, and of gradients relative to their norm.
+
+        Args:
+            responses, gradients: what they may be where float32 numbers are multiplied as such.
+        """
+        return (max(responses, _TF32[0]), max(gradients, _TF32[1])) if self.tf32 else (responses, gradients)
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which new arrays are made in the device's memory, if they are like ones that are there."""
+        return gpu(self.index) if self.kind == "cuda" else contextlib.nullcontext()
+
+    def wait(self) -> None:
+        """Until what was last done to arrays in the device's memory is done."""
         if self.kind == "cuda":
-            # TF32 rounds to 10 bits and is on by default; a twin is to be exact.
-            return [("CUDAExecutionProvider", {"use_tf32": 0}), "CPUExecutionProvider"]
-        return ["CPUExecutionProvider"]
+            wait_for_gpu(self.index)
+
+    def put(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in the device's memory."""
+        return on_gpu(array, self.index) if self.kind == "cuda" else array
 
 
-def choose(asked: str, threads: int = 0) -> Device:
-    """The device for "auto", "cpu" or "cuda".
+CPU = Device("cpu", "asked for")
+
+
+def choose(asked: str, threads: int = 0, *, tf32: bool = False) -> tuple[Device, ...]:
+    """The devices that work is shared among.
 
     Args:
-        asked: which.
+        asked: "auto", "cpu", "cuda" for all GPUs there are, or "cuda:N" for one of them.
         threads: CPU cores to use; 0 for all.
+        tf32: whether GPUs may round what they multiply to 10 bits.
 
     Raises:
-        DeviceError: "cuda" where there is none that ONNX Runtime can use.
+        InvalidArgument: no such word.
+        DeviceError: "cuda" where there is no GPU that ONNX Runtime can use.
     """
     if asked == "cpu":
-        return Device("cpu", "asked for", threads)
-    trouble = _why_no_cuda()
-    if trouble is None:
-        return Device("cuda", "asked for" if asked == "cuda" else "found", threads)
-    if asked == "cuda":
-        raise DeviceError(f"--device cuda: {trouble}", field="device")
-    return Device("cpu", trouble, threads)
+        return (replace(CPU, threads=threads),)
+    if not (found := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", asked)):
+        raise InvalidArgument(f"device: {asked!r}, expected auto, cpu, cuda or cuda:N", field="device")
+    try:
+        names = usable_gpus()
+    except DeviceError as error:
+        if asked != "auto":
+            raise DeviceError(f"--device {asked}: {error}", field="device") from None
+        return (Device("cpu", str(error), threads),)
+    if found[1] and int(found[1]) >= len(names):
+        raise DeviceError(f"--device {asked}: there are {len(names)} GPUs, counted from 0", field="device")
+    indexes = [int(found[1])] if found[1] else range(len(names))
+    return tuple(Device("cuda", names[index], threads, index, tf32) for index in indexes)
+
+
+def usable_gpus() -> list[str]:
+    """The names of the GPUs that ONNX Runtime can use.
+
+    Raises:
+        DeviceError: there is none, or the pieces do not fit together; the message says which, in one line.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        installed = {found.metadata["Name"] for found in distributions()}
+        if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+            raise DeviceError(
+                "onnxruntime and onnxruntime-gpu are both installed, and hide each other: pip uninstall both, then "
+                "pip install 'mousetwin[gpu]'"
+            )
+        raise DeviceError(
+            f"onnxruntime {ort.__version__} has no CUDA provider (pip install 'mousetwin[gpu]' in a new environment)"
+        )
+    names, version = _driver()
+    if importlib.util.find_spec("cupy") is None:
+        raise DeviceError("cupy is not installed: pip install 'mousetwin[gpu]'")
+    # Finds the CUDA and cuDNN that pip installed, where there are any; what it prints of others is told below.
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+    # ONNX Runtime names the provider wherever it was compiled in; only making a session shows whether it works.
+    ort.set_default_logger_severity(_FATAL)
+    try:
+        session = ort.InferenceSession(_IDENTITY, providers=Device("cuda", "").providers, enable_fallback=0)
+        trouble = "" if session.get_providers()[0] == "CUDAExecutionProvider" else _loader_says()
+    except Exception as error:  # ONNX Runtime has no base class for what it raises
+        found = re.search(r"CUDA failure \d+: [^;]+", str(error))
+        trouble = found[0].strip() if found else " ".join(str(error).split())
+    finally:
+        ort.set_default_logger_severity(_WARNING)
+    if trouble:
+        raise DeviceError(
+            f"the CUDA provider does not start: {trouble}; onnxruntime {ort.__version__} is built for CUDA "
+            f"{_built_for()}, the driver is of CUDA {version}, pip install 'mousetwin[gpu]' brings the libraries"
+        )
+    return names
+
+
+def _driver() -> tuple[list[str], str]:
+    """The GPUs that the driver shows, and the newest CUDA it knows. Raises DeviceError where there is none."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        raise DeviceError("there is no NVIDIA driver here") from None
+    count, version, handle, name = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(128)
+    error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error or not count.value:
+        raise DeviceError(f"the NVIDIA driver shows no GPU (CUDA error {error})")
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    names = []
+    for index in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(handle), index)
+        driver.cuDeviceGetName(name, len(name), handle)
+        names.append(name.value.decode())
+    return names, f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _loader_says() -> str:
+    """What is wrong with the CUDA provider's libraries."""
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        for name in ("shared", "cuda"):
+            ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return re.sub(r"\S*/", "", str(error))
+    return "nothing is said why"
+
+
+def _built_for() -> str:
+    from onnxruntime.capi import build_and_package_info as build
+
+    return str(getattr(build, "cuda_version", "unknown"))
 
 
 def _cores() -> int:
@@ -74,26 +205,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _why_no_cuda() -> str | None:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return f"onnxruntime {ort.__version__} has no CUDA provider (pip install 'mousetwin[gpu]' has one)"
-    # Finds the CUDA and cuDNN that pip installed, where there are any.
-    ort.preload_dlls()
-    # ONNX Runtime names the provider wherever it was compiled in; only making a session shows whether it works.
-    session = ort.InferenceSession(_IDENTITY, _quiet(), providers=[*Device("cuda", "").providers])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        return (
-            f"onnxruntime {ort.__version__} has a CUDA provider that does not start here: no GPU, or no matching CUDA"
-        )
-    return None
-
-
-def _quiet() -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return options
-
-
+# TF32 rounds each factor by up to 2⁻¹¹ of it: a thousandth of responses of up to 20 or so, and some room; not measured.
+_TF32 = (0.05, 0.02)
+# Of ONNX Runtime's log.
+_WARNING, _FATAL = 2, 4
 # The smallest graph there is (y = Identity(x), opset 18), for trying a provider.
 _IDENTITY = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001012"

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from .bound import Bound, Profile
 from .bundle import Bundle, BundleError
 from .device import Device, DeviceError
 
 Arrays = Mapping[str, NDArray[Any]]
+log = logging.getLogger(__name__)
+
+
+class _Runs(Protocol):
+    """An ONNX Runtime session, as far as it is used once it is made."""
+
+    def run(self, outputs: list[str], feeds: Arrays, /) -> list[NDArray[Any]]: ...
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What trying a graph on the bundle's own vectors showed.
+
+    Attributes:
+        error: the largest difference: of responses absolute, of a gradient relative to its norm.
+        tolerance, gradient_tolerance: what either may be on this device.
+        elsewhere: nodes that ran on another device than they should.
+    """
+
+    error: float
+    tolerance: float
+    gradient_tolerance: float
+    elsewhere: tuple[str, ...]
 
 
 class Graphs:
     """Runs the graphs of one bundle on one device. Safe to use from several threads at once.
 
     Attributes:
-        replay_errors: of each graph that was loaded, the largest difference from the bundle's own vectors, measured
-            here and now: of responses absolute, of a gradient relative to its norm.
+        device: which one.
+        replays: of each graph that was loaded, what trying it showed.
     """
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
+        self.device = device
         self._bundle = bundle
-        self._device = device
         self._lock = threading.Lock()
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, _Runs] = {}
         # ONNX Runtime reads these arrays where they are: they must live as long as the sessions.
         self._weights = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in bundle.weights.items()}
         self.outputs = {
             name: [output.name for output in graph.outputs] or ["responses"]
             for name, graph in bundle.manifest.graphs.items()
         }
-        self.replay_errors: dict[str, float] = {}
+        self.replays: dict[str, Replay] = {}
 
     def run(self, name: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """What the graph `name` answers, by output.
@@ -47,16 +73,14 @@ class Graphs:
         session = self._sessions.get(name) or self.load(name)
         return dict(zip(self.outputs[name], session.run(self.outputs[name], feeds), strict=True))
 
-    def load(self, name: str) -> ort.InferenceSession:
+    def load(self, name: str) -> _Runs:
         """The session of a graph, tried on the bundle's vectors. Raises as `run`."""
         with self._lock:
             if name not in self._sessions:
-                session = self._open(name)
-                self.replay_errors[name] = self._replay(name, session)
-                self._sessions[name] = session
+                self._sessions[name] = self._open(name)
             return self._sessions[name]
 
-    def _open(self, name: str) -> ort.InferenceSession:
+    def _open(self, name: str) -> _Runs:
         graph = self._bundle.manifest.graphs[name]
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -64,28 +88,40 @@ class Graphs:
         options.intra_op_num_threads = 1
         if graph.weights:
             options.add_external_initializers(list(graph.weights), [self._weights[weight] for weight in graph.weights])
+        profile = Profile(options) if self.device.own_memory else None
         try:
-            session = ort.InferenceSession(self._bundle.graphs[name], options, providers=self._device.providers)
+            session = ort.InferenceSession(
+                self._bundle.graphs[name], options, providers=self.device.providers, enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime has no base class for what it raises
             raise BundleError(f"{graph.file}: ONNX Runtime refuses it: {error}") from error
-        if self._device.kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        if self.device.kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
             raise DeviceError("the CUDA provider no longer starts: see ONNX Runtime's log", field="device")
-        return session
+        runs: _Runs = Bound(session, self.device) if profile else session
+        told = self._bundle.manifest.replay
+        tolerances = self.device.tolerances(told.tolerance, told.gradient_tolerance)
+        off = self._replay(name, runs, *tolerances)
+        elsewhere = profile.elsewhere(session, session.get_providers()[0]) if profile else []
+        if elsewhere:
+            log.warning("%s: not on the GPU: %s", graph.file, ", ".join(elsewhere))
+        self.replays[name] = Replay(off, *tolerances, tuple(elsewhere))
+        return runs
 
-    def _replay(self, name: str, session: ort.InferenceSession) -> float:
-        manifest = self._bundle.manifest
+    def _replay(self, name: str, session: _Runs, of_responses: float, of_gradients: float) -> float:
+        """The largest error; both tolerances are held."""
+        file = self._bundle.manifest.replay.file
         feeds, expected = self._vectors(name)
         try:
             found = session.run(list(expected), feeds)
             errors = {n: _error(n, values, expected[n]) for n, values in zip(expected, found, strict=True)}
         except Exception as failure:  # the vectors may not fit the graph in any way at all
-            raise BundleError(f"{manifest.replay.file}: the graph {name} does not run on it: {failure}") from failure
+            raise BundleError(f"{file}: the graph {name} does not run on it: {failure}") from failure
         for what, error in errors.items():
-            tolerance = manifest.replay.tolerance if what == "responses" else manifest.replay.gradient_tolerance
+            tolerance = of_responses if what == "responses" else of_gradients
             # Written so that a NaN fails too.
             if not error <= tolerance:
                 raise BundleError(
-                    f"{manifest.replay.file}: replayed on {self._device.kind}, {what} of {name} are off by "
+                    f"{file}: replayed on {self.device.kind}, {what} of {name} are off by "
                     f"{error:.2g}, tolerance {tolerance:.2g}"
                 )
         return max(errors.values())

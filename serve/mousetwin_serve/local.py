@@ -9,7 +9,7 @@ from pathlib import Path
 from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
-from .device import choose
+from .device import CPU, choose
 from .optimizer.run import optimize
 from .repository import DEMO_MODELS, Repository
 from .stimulus import Limits
@@ -50,7 +50,8 @@ class LocalTransport:
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
         twins = [self._repository.find(twin) for twin in query.twins]
-        return optimize(query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch))
+        device = twins[0].engine.devices[0] if twins else CPU
+        return optimize(query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch), device)
 
     def close(self) -> None:
         """Nothing to close."""

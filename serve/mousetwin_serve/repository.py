@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mousetwin.errors import InvalidArgument, NotFound
@@ -33,8 +33,10 @@ class Repository:
         self.refused = list(refused)
 
     @classmethod
-    def load(cls, models: Path, device: Device, limits: Limits | None = None) -> Repository:
-        """Everything in `MODELS/<mouse>/<model>/<version>/`. A bundle that cannot be served is noted in `refused`.
+    def load(cls, models: Path, devices: Sequence[Device], limits: Limits | None = None) -> Repository:
+        """Everything in `MODELS/<mouse>/<model>/<version>/`, each twin on all the devices.
+
+        A bundle that cannot be served is noted in `refused`.
 
         Raises:
             NotFound: `models` is no folder.
@@ -42,7 +44,7 @@ class Repository:
         twins, refused = [], []
         for folder in folders(models):
             try:
-                twins.append(Twin(bundle.read(folder), device, limits or Limits()))
+                twins.append(Twin(bundle.read(folder), devices, limits or Limits()))
             except bundle.BundleError as error:
                 refused.append(f"not served: {located(error, folder)}")
         return cls(twins, refused)

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from .batch import Answer, Batch
 from .batcher import Batcher, BatchSettings
+from .device import CPU
 from .metrics import Metrics
 from .optimizer.run import optimize
 from .ordered import in_order
@@ -58,6 +60,7 @@ class TwinService:
         runs = max((twin.engine.runs for twin in repository.twins.values()), default=1)
         self._executor = ThreadPoolExecutor(runs, thread_name_prefix="engine")
         self._optimizers = ThreadPoolExecutor(_OPTIMIZATIONS, thread_name_prefix="optimizer")
+        self._turns = itertools.count()
         self._streams = 0
         self._stream_room = asyncio.Semaphore(_STREAM_PARTS)
         self._batchers = {
@@ -179,7 +182,9 @@ class TwinService:
             finally:
                 pending.discard(answer)
 
-        events = optimize(query, twins, self.limits, ask)
+        # Optimisations take the devices in turns.
+        devices = twins[0].engine.devices if twins else (CPU,)
+        events = optimize(query, twins, self.limits, ask, devices[next(self._turns) % len(devices)])
         try:
             # Steps are taken in a thread of their own: between two of them the images are worked on.
             while (event := await loop.run_in_executor(self._optimizers, next, events, None)) is not None:

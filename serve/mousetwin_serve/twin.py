@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,19 +34,26 @@ class Twin:
         engine: runs them.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, limits: Limits) -> None:
+    def __init__(self, bundle: Bundle, devices: Sequence[Device], limits: Limits) -> None:
         manifest = bundle.manifest
         self.stimulus = StimulusReader(manifest, limits)
-        self.engine = Engine(bundle, device)
-        self.summary = summarize(manifest, bundle.digest, device.kind)
+        self.engine = Engine(bundle, devices)
+        self.summary = summarize(manifest, bundle.digest, devices[0].kind)
         self.identity = self.summary.twin
         self._info = self._tell(bundle)
 
     @property
     def info(self) -> MouseInfo:
         """Everything clients are told, the replays of the graphs that were loaded until now among it."""
-        errors = self.engine.graphs.replay_errors
-        graphs = {name: replace(report, replay_error=errors.get(name)) for name, report in self._info.graphs.items()}
+        graphs = dict(self._info.graphs)
+        for name, replay in self.engine.replays.items():
+            graphs[name] = replace(
+                graphs[name],
+                replay_error=replay.error,
+                replay_tolerance=replay.tolerance,
+                replay_gradient_tolerance=replay.gradient_tolerance if name.startswith("gradient") else None,
+                not_on_device=replay.elsewhere,
+            )
         return replace(self._info, graphs=graphs)
 
     def answer(self, stimulus: Stimulus, answer: Answer) -> Prediction:

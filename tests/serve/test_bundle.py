@@ -233,14 +233,14 @@ def test_an_engine_answers_without_a_server(folder: Path) -> None:
     engine = Engine(bundle.read(folder), CPU)
     given = FULL.inputs(50, seed=3)
     assert_allclose(engine.answer(Batch(**given)).responses, FULL.respond(**given), rtol=0, atol=2e-6)
-    assert engine.graphs.replay_errors["forward"] <= 1e-5
+    assert engine.replays["forward"].error <= 1e-5
     # What is not asked for is not loaded.
-    assert "gradient" not in engine.graphs.replay_errors
+    assert "gradient" not in engine.replays
     cotangent = np.random.default_rng(0).normal(size=(50, FULL.neurons)).astype(np.float32)
     answer = engine.answer(Batch(**given, cotangent=cotangent))
     for name, expected in FULL.gradient(cotangent).items():
         assert_allclose(answer.gradient[name], expected, rtol=0, atol=2e-6)
-    assert engine.graphs.replay_errors["gradient"] <= 1e-5
+    assert engine.replays["gradient"].error <= 1e-5
 
 
 def test_a_gradient_that_does_not_replay_answers_nobody_and_predictions_go_on(tmp_path: Path) -> None:

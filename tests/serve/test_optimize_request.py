@@ -16,7 +16,7 @@ from mousetwin.errors import InvalidArgument, MousetwinError
 from mousetwin.optimization import Ascent, Constraints, Diversity, OptimizeQuery, OptimizeResult, Start, Target
 from mousetwin.query import Space, TwinRef
 from mousetwin.v1 import digital_twin_pb2 as pb
-from mousetwin_serve.device import choose
+from mousetwin_serve.device import CPU, choose
 from mousetwin_serve.optimizer.run import optimize
 from mousetwin_serve.repository import Repository
 from mousetwin_serve.stimulus import Limits
@@ -106,7 +106,7 @@ def test_it_is_run_or_refused(twin: Twin, query: OptimizeQuery) -> None:
     request = optimization_wire.query_to_proto(query).SerializeToString()
     received = optimization_wire.query_from_proto(pb.OptimizeRequest.FromString(request))
     try:
-        *_, result = optimize(received, [twin], Limits(), lambda number, batch: twin.engine.answer(batch))
+        *_, result = optimize(received, [twin], Limits(), lambda number, batch: twin.engine.answer(batch), CPU)
     except MousetwinError as error:
         refusal = error
     else:

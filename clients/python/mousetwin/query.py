@@ -141,7 +141,8 @@ class Moments:
 class GraphReport:
     """Measured errors of one graph: parity at export against the float64 model, replay on the serving device.
 
-    Of responses absolute, of a gradient relative to its norm. replay_error: None until the graph is first asked for.
+    Of responses absolute, of a gradient relative to its norm. What is of the replay is None until the graph is first
+    asked for. not_on_device: nodes of the graph that ran on the CPU though the twin is on a GPU.
     """
 
     opset: int
@@ -150,6 +151,9 @@ class GraphReport:
     replay_error: float | None = None
     parity_gradient_error: float | None = None
     parity_gradient_tolerance: float | None = None
+    replay_tolerance: float | None = None
+    replay_gradient_tolerance: float | None = None
+    not_on_device: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

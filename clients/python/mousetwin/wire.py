@@ -27,7 +27,13 @@ from .v1 import digital_twin_pb2 as pb
 SERVICE = "mousetwin.v1.DigitalTwin"
 _SPACES = {None: pb.SPACE_UNSPECIFIED, Space.RAW: pb.SPACE_RAW, Space.MODEL: pb.SPACE_MODEL}
 _SPACES_BY_VALUE: dict[int, Space | None] = {value: space for space, value in _SPACES.items()}
-_MEASURED = ("replay_error", "parity_gradient_error", "parity_gradient_tolerance")
+_MEASURED = (
+    "replay_error",
+    "parity_gradient_error",
+    "parity_gradient_tolerance",
+    "replay_tolerance",
+    "replay_gradient_tolerance",
+)
 _STATISTICS = ("images", "behavior", "pupil_center", "responses")
 
 M = TypeVar("M", bound=Message)
@@ -250,7 +256,8 @@ def mouse_from_proto(message: pb.Mouse) -> MouseInfo:
                 report.opset,
                 report.parity_max_abs_error,
                 report.parity_tolerance,
-                *(getattr(report, key) if report.HasField(key) else None for key in _MEASURED),
+                **{key: getattr(report, key) for key in _MEASURED if report.HasField(key)},
+                not_on_device=tuple(report.not_on_device),
             )
             for name, report in message.graphs.items()
         },

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(service: TwinService, addresses: Addresses, device: Device) -> None:
+async def serve(service: TwinService, addresses: Addresses, devices: Sequence[Device]) -> None:
     """Serve until SIGINT or SIGTERM, then drain.
 
     Raises:
@@ -149,7 +149,7 @@ async def serve(service: TwinService, addresses: Addresses, device: Device) -> N
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     await server.start()
-    print(welcome(service.repository, server, addresses.host, device), flush=True)
+    print(welcome(service.repository, server, addresses.host, devices), flush=True)
     await stop.wait()
     # Whoever read what it prints may be gone.
     with contextlib.suppress(OSError):
@@ -157,15 +157,15 @@ async def serve(service: TwinService, addresses: Addresses, device: Device) -> N
     await server.stop()
 
 
-def welcome(repository: Repository, server: StandaloneServer, host: str, device: Device) -> str:
-    """What the service prints once it is ready: device, mice, where it listens, and a line to paste."""
+def welcome(repository: Repository, server: StandaloneServer, host: str, devices: Sequence[Device]) -> str:
+    """What the service prints once it is ready: devices, mice, where it listens, and a line to paste."""
     twins = list(repository.twins.values())
     python = Path(sys.executable)
     with contextlib.suppress(ValueError):
         python = python.relative_to(Path.cwd())
     address = f"{host}:{server.grpc_port}"
     lines = [
-        f"mousetwin is ready on {device.kind}: {device.why}",
+        f"mousetwin is ready on {devices[0].kind}: {', '.join(device.why for device in devices)}",
         *(f"  {describe(twin.summary)}" for twin in twins),
         f"HTTP  http://{host}:{server.http_port}  (API at /docs)",
         f"gRPC  {address}",

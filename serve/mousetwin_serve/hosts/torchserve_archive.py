@@ -1,20 +1,18 @@
-"""`mousetwin archive`: a folder that TorchServe serves, an archive (.mar) a twin and one that knows them all."""
+"""Writes a folder that TorchServe serves: an archive (.mar) a twin, and one that knows them all."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import zipfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mousetwin.errors import InvalidArgument, NotFound
 
 from .. import bundle
-from ..repository import DEMO_MODELS, folders, located
+from ..repository import folders, located
+from .torchserve_settings import Settings
 
 # TorchServe's own name for a model that answers which twins there are.
 CATALOG = "mousetwin"
@@ -23,30 +21,6 @@ from mousetwin_serve.hosts.torchserve_handler import handle  # noqa: F401
 """
 # A zip's members all have this date, so that the same twin gives the same archive.
 _DATE = (1980, 1, 1, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where the host listens, and what its workers are told.
-
-    Attributes:
-        http_port, management_port, metrics_port, grpc_port, grpc_management_port: on loopback.
-        device: auto, cpu or cuda.
-        max_mb: size of a request, and of an answer, in MiB.
-        workers: for each twin.
-        batch_size, batch_delay_ms: more than one request at a time makes a lone one wait that long for company.
-    """
-
-    http_port: int = 8080
-    management_port: int = 8081
-    metrics_port: int = 8082
-    grpc_port: int = 7070
-    grpc_management_port: int = 7071
-    device: str = "auto"
-    max_mb: int = 256
-    workers: int = 1
-    batch_size: int = 1
-    batch_delay_ms: int = 1
 
 
 def write_store(models: Path, store: Path, settings: Settings | None = None) -> list[str]:
@@ -65,7 +39,7 @@ def write_store(models: Path, store: Path, settings: Settings | None = None) -> 
         InvalidArgument: a setting out of range, or a bundle that cannot be served; the message says why.
     """
     settings = settings or Settings()
-    _check(settings)
+    settings.check()
     found = _verified(models)
     if store.exists() and not (store / f"{CATALOG}.mar").is_file() and any(store.iterdir()):
         raise InvalidArgument(f"{store}: holds other things, expected a new folder", field="out")
@@ -102,19 +76,6 @@ def _verified(models: Path) -> dict[str, Path]:
     if not found:
         raise NotFound(f"{models}: no twin in it, expected MOUSE/MODEL/VERSION/bundle.json", field="models")
     return found
-
-
-def _check(settings: Settings) -> None:
-    ports = {name: value for name, value in asdict(settings).items() if name.endswith("_port")}
-    for name, port in ports.items():
-        if not 0 < port < 65536 or list(ports.values()).count(port) > 1:
-            raise InvalidArgument(f"{name}: {port}, expected 1 to 65535 and another for each port", field=name)
-    # TorchServe counts bytes in 32 bits.
-    if not 1 <= settings.max_mb < 2048:
-        raise InvalidArgument(f"max_mb: {settings.max_mb}, expected 1 to 2047", field="max_mb")
-    for name in ("workers", "batch_size", "batch_delay_ms"):
-        if getattr(settings, name) < 1:
-            raise InvalidArgument(f"{name}: {getattr(settings, name)}, expected 1 or more", field=name)
 
 
 def _write_archive(path: Path, name: str, told: dict[str, Any], files: dict[str, bytes]) -> None:
@@ -170,31 +131,3 @@ def _properties(store: Path, names: list[str], settings: Settings) -> str:
         "install_py_dep_per_model": "false",
     }
     return "".join(f"{name}={value}\n" for name, value in lines.items())
-
-
-def command(commands: Any) -> None:
-    """Add `archive` to the `mousetwin` command."""
-    defaults = Settings()
-    parser = commands.add_parser("archive", help="write a model store for TorchServe")
-    parser.add_argument("models", type=Path, nargs="?", metavar="MODELS", help="default: the demo mouse")
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder to write")
-    for name in ("http", "management", "metrics", "grpc", "grpc-management"):
-        default = getattr(defaults, f"{name.replace('-', '_')}_port")
-        parser.add_argument(f"--{name}-port", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--max-mb", type=int, default=defaults.max_mb, help="of a request or an answer (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes for each twin (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="above 1 a lone request waits for company (default: 1)"
-    )
-    parser.add_argument("--batch-delay-ms", type=int, default=1, help="for how long (default: %(default)s)")
-    parser.set_defaults(run=_run, extra="serve")
-
-
-def _run(args: argparse.Namespace) -> int:
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    for name in write_store(args.models or DEMO_MODELS, args.out, settings):
-        print(name)
-    config = os.path.relpath(args.out / "config.properties")
-    print(f"Serve them with: torchserve --start --foreground --ncs --ts-config {config}")
-    return 0

@@ -35,8 +35,8 @@ def handle(data: Any, context: Any) -> list[bytes] | None:
     """TorchServe's entry point: called once without data to get ready, then with a list of requests."""
     folder = Path(context.system_properties["model_dir"])
     if data is None:
-        settings = context.model_yaml_config
-        _loaded[str(folder)] = _Catalog(folder) if settings.get("catalog") else _Served(folder, settings)
+        catalog = context.model_yaml_config.get("catalog")
+        _loaded[str(folder)] = _Catalog(folder) if catalog else _Served(folder, context)
         return None
     return _loaded[str(folder)](data, context)
 
@@ -44,11 +44,16 @@ def handle(data: Any, context: Any) -> list[bytes] | None:
 class _Served:
     """One twin."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, context: Any) -> None:
+        settings: Mapping[str, Any] = context.model_yaml_config
         # A larger answer would not be refused by TorchServe: its worker would die of it.
         self._limits = Limits(settings["request_bytes"], settings["response_bytes"])
         (found,) = folders(folder / "models")
-        self._twin = Twin(bundle.read(found), choose(settings["device"]), self._limits)
+        devices = choose(settings["device"])
+        # TorchServe gives each worker a GPU, where there are any.
+        if (given := context.system_properties.get("gpu_id")) is not None and devices[0].kind == "cuda":
+            devices = (devices[int(given) % len(devices)],)
+        self._twin = Twin(bundle.read(found), devices, self._limits)
         identity = self._twin.identity
         self._key = (identity.mouse, identity.model, identity.version)
 
@@ -111,10 +116,10 @@ class _Catalog:
     """What there is: which twin a name means, without loading any."""
 
     def __init__(self, folder: Path) -> None:
-        device = choose(json.loads((folder / "catalog.json").read_text())["device"]).kind
+        (device, *_) = choose(json.loads((folder / "catalog.json").read_text())["device"])
         manifests = [bundle.read_manifest(found) for found in folders(folder / "models")]
         self._twins = {
-            (manifest.mouse, manifest.model, manifest.version): summarize(manifest, digest, device)
+            (manifest.mouse, manifest.model, manifest.version): summarize(manifest, digest, device.kind)
             for manifest, digest in manifests
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -71,8 +72,8 @@ class Found:
 class _Best:
     """The best that each image has been, so far."""
 
-    def __init__(self, count: int) -> None:
-        self.scores = np.full(count, -np.inf)
+    def __init__(self, images: Double) -> None:
+        self.scores: Double = np.full(len(images), -np.inf, like=images)
         self.images: Double | None = None
 
     def take(self, images: Double, scores: Double, better: NDArray[np.bool_]) -> None:
@@ -91,8 +92,8 @@ def ascend(plan: Plan, ask: Ask) -> Iterator[Step | Found]:
     ascent, constraints = plan.ascent, plan.constraints
     images = constraints.project(_tried(plan, ask) if plan.trial_steps else plan.start)
     mover = _Mover(plan, images)
-    best, trace, stopped = _Best(len(images)), list[Double](), "steps"
-    improved, mark = plan.trial_steps, np.zeros(len(images))
+    best, trace, stopped = _Best(images), list[Double](), "steps"
+    improved, mark = plan.trial_steps, np.zeros_like(best.scores)
     for number in range(plan.trial_steps, ascent.steps + 1):
         shifts = [tuple(g.integers(-ascent.jitter, ascent.jitter + 1, 2)) for g in plan.generators]
         last = number == ascent.steps
@@ -138,7 +139,9 @@ def _tried(plan: Plan, ask: Ask) -> Double:
     *_, found = ascend(trial, ask)
     assert isinstance(found, Found)
     best = found.scores.reshape(-1, plan.trials).argmax(1)
-    return np.asarray(found.images.reshape(-1, plan.trials, *found.images.shape[1:])[np.arange(len(best)), best])
+    tried = found.images.reshape(-1, plan.trials, *found.images.shape[1:])
+    chosen: Double = tried[np.arange(len(best), like=best), best]
+    return chosen
 
 
 def _differentiate(plan: Plan, images: Double, shifts: list[tuple[int, ...]], ask: Ask) -> Valued:
@@ -154,8 +157,8 @@ class _Mover:
 
     def __init__(self, plan: Plan, images: Double) -> None:
         self._plan = plan
-        self._velocity = np.zeros(images.shape)
-        self._squares = np.zeros(images.shape)
+        self._velocity = np.zeros_like(images)
+        self._squares = np.zeros_like(images)
         self._floor: Double | None = None
 
     def differing(self, number: int) -> bool:
@@ -167,7 +170,10 @@ class _Mover:
         if self._floor is None:
             assert self._plan.group is not None
             group = self._plan.group
-            tops = np.array([best[group == name].max() for name in group])
+            tops = best
+            for name in np.unique(group):
+                members = np.asarray(group == name, like=best)
+                tops = np.where(members, best[members].max(), tops)
             # For a negative best a share would ask for more than it.
             self._floor = tops - (1 - self._plan.min_share) * np.abs(tops)
         return self._floor
@@ -200,7 +206,8 @@ class _Mover:
             mean = self._velocity / (1 - first ** (number + 1))
             spread = np.sqrt(self._squares / (1 - second ** (number + 1)))
             # A pixel's step as a share of the norm, so that a step is as long as one of the plain ascent.
-            return np.asarray(mean / (spread + _TINY) / np.sqrt(gradient[0].size))
+            found: Double = mean / (spread + _TINY) / math.sqrt(gradient[0].size)
+            return found
         self._velocity = self._plan.ascent.momentum * self._velocity + gradient / (norm(gradient) + _TINY)
         return self._velocity
 
@@ -214,7 +221,7 @@ class _Mover:
         up = gradient / (norm(gradient) + _TINY)
         moved = np.empty_like(gradient)
         for n, name in enumerate(group):
-            others = unit[(group == name) & (np.arange(len(group)) != n)]
+            others = unit[np.asarray((group == name) & (np.arange(len(group)) != n), like=unit)]
             # Down the mean cosine to the others, and neither up nor down the objective.
             away = -others.mean(0) if len(others) else np.zeros_like(unit[n])
             away = away - (away * up[n]).sum() * up[n]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from mousetwin.errors import InvalidArgument
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from ..batch import Float
 
 Double = NDArray[np.float64]
+# Copies an array to where a device has its memory.
+Put = Callable[[NDArray[Any]], NDArray[Any]]
 _ROUNDS = 60
 _CLOSE = 1e-6
 
@@ -49,7 +53,11 @@ class Constraints:
         """The norm that step sizes are shares of; √(H·W), a natural image's, where none is constrained."""
         if self.size is None:
             return math.sqrt(self.mask.size)
-        return self.size if self.is_norm else self.size * math.sqrt(self.mask.sum())
+        return self.size if self.is_norm else self.size * math.sqrt(float(self.mask.sum()))
+
+    def moved(self, put: Put) -> Constraints:
+        """The same on another device."""
+        return replace(self, mask=put(self.mask), background=put(self.background))
 
     def check(self) -> None:
         """Raises InvalidArgument where no image keeps to the constraints."""
@@ -84,7 +92,7 @@ class Constraints:
     def kept(self, images: Double) -> NDArray[np.bool_]:
         """Which of projected images (N, H, W) have the size that is held; a blank one cannot be scaled to it."""
         if self.size is None or self.capped:
-            return np.ones(len(images), bool)
+            return np.full(len(images), True, like=images)
         return self._size_of(images - self.center)[:, 0, 0] > 0.99 * self.size
 
     def shown(self, images: Double) -> Double:
@@ -96,8 +104,8 @@ class Constraints:
         low, high = self.low - self.center, self.high - self.center
         inside = np.clip(moved, low, high)
         for _ in range(_ROUNDS):
-            off = np.zeros((len(moved), 1, 1)) if self.mean is None else self._mean(inside)
-            factor = np.ones((len(moved), 1, 1))
+            off = np.zeros((len(moved), 1, 1), like=moved) if self.mean is None else self._mean(inside)
+            factor = np.ones((len(moved), 1, 1), like=moved)
             if self.size is not None:
                 factor = self.size / np.maximum(self._size_of(inside), 1e-12)
                 factor = np.minimum(factor, 1) if self.capped else factor
@@ -130,4 +138,5 @@ class Constraints:
 
 def norm(images: Double | Float) -> Double:
     """L2 norm of each image (N, H, W), as (N, 1, 1)."""
-    return np.asarray(np.sqrt(np.square(images, dtype=np.float64).sum((1, 2), keepdims=True)))
+    found: Double = np.sqrt(np.square(images, dtype=np.float64).sum((1, 2), keepdims=True))
+    return found

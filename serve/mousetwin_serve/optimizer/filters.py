@@ -16,11 +16,11 @@ def smooth(gradient: Double, ascent: Ascent, progress: float) -> Double:
     """The gradient (N, H, W) blurred and with the spectrum that `ascent` asks for; progress: from 0 to 1."""
     sigma = ascent.blur + (ascent.blur_end - ascent.blur) * progress
     if sigma > 0:
-        rows, columns = (_blur(size, sigma) for size in gradient.shape[1:])
+        rows, columns = (np.asarray(_blur(size, sigma), like=gradient) for size in gradient.shape[1:])
         gradient = rows @ gradient @ columns.T
     if ascent.fourier > 0:
         height, width = gradient.shape[1:]
-        spectrum = np.fft.rfft2(gradient) * _falling(height, width, ascent.fourier)
+        spectrum = np.fft.rfft2(gradient) * np.asarray(_falling(height, width, ascent.fourier), like=gradient)
         gradient = np.fft.irfft2(spectrum, (height, width))
     return gradient
 
@@ -28,7 +28,8 @@ def smooth(gradient: Double, ascent: Ascent, progress: float) -> Double:
 def penalty(images: Double, ascent: Ascent, center: float) -> Double:
     """What is taken off the objective of images (N, H, W): total variation and squared differences from `center`."""
     variation = sum(np.abs(np.diff(images, axis=axis)).sum((1, 2)) for axis in (1, 2))
-    return np.asarray(ascent.total_variation * variation + ascent.l2 * ((images - center) ** 2).sum((1, 2)))
+    taken: Double = ascent.total_variation * variation + ascent.l2 * ((images - center) ** 2).sum((1, 2))
+    return taken
 
 
 def penalty_gradient(images: Double, ascent: Ascent, center: float) -> Double:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import Answer, Batch, Float
-from .constraints import Double
+from ..memory import on_host
+from .constraints import Double, Put
 
 # Answers a batch for one of several twins, by its number.
 Ask = Callable[[int, Batch], Answer]
@@ -25,6 +26,13 @@ class Seen:
     columns: NDArray[np.intp]
     behavior: Float | None
     pupil_center: Float | None
+
+    def moved(self, put: Put) -> Seen:
+        """On another device; columns stay on the host, where runs are planned."""
+        behavior, pupil_center = (
+            None if values is None else put(values) for values in (self.behavior, self.pupil_center)
+        )
+        return Seen(self.columns, behavior, pupil_center)
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,24 @@ class Objective:
         weights: (N, K), of the target's columns, which come first.
         temperature: of the contrast with the columns behind them, if there are any.
         conditions: how many there are.
+        put: to the device that the images are on.
     """
 
-    def __init__(self, twins: list[Seen], weights: Double, temperature: float, conditions: int) -> None:
-        self._twins = twins
-        self._weights = weights
+    def __init__(
+        self, twins: list[Seen], weights: Double, temperature: float, conditions: int, put: Put = on_host
+    ) -> None:
+        self._twins = [twin.moved(put) for twin in twins]
+        self._weights = put(weights)
         self._temperature = temperature
         self._conditions = conditions
         self._target = weights.shape[1]
-        self._plans = [_Columns(twin.columns, conditions) for twin in twins]
+        self._put = put
+        self._plans = [_Columns(twin.columns, conditions, put) for twin in twins]
 
     def repeated(self, times: int) -> Objective:
         """The objective of so many copies of each image, next to each other."""
         twins = [replace(twin, columns=np.repeat(twin.columns, times, 0)) for twin in self._twins]
-        return Objective(twins, np.repeat(self._weights, times, 0), self._temperature, self._conditions)
+        return Objective(twins, np.repeat(self._weights, times, 0), self._temperature, self._conditions, self._put)
 
     @property
     def runs_per_image(self) -> int:
@@ -76,7 +88,7 @@ class Objective:
         cotangent = self._weights if not contrasted else self._values(self.value(images, ask).responses)[1]
         answers = [self._ask(number, images, cotangent, ask) for number in range(len(self._twins))]
         responses = self._mean([answer.responses for answer in answers])
-        gradient = np.zeros(images.shape)
+        gradient = np.zeros_like(images)
         for answer in answers:
             moved = answer.gradient["images"][:, 0].astype(np.float64)
             gradient += moved.reshape(-1, self._conditions, *images.shape[1:]).sum(1)
@@ -118,21 +130,22 @@ class Objective:
 class _Columns:
     """Columns (N, K), a set for each image, as an engine takes them: one an image, or the same for all."""
 
-    def __init__(self, columns: NDArray[np.intp], conditions: int) -> None:
+    def __init__(self, columns: NDArray[np.intp], conditions: int, put: Put) -> None:
         self._each = np.repeat(columns, conditions, 0)
         self._place: NDArray[np.intp] | None = None
         self.columns = self._each
         if columns.shape[1] > 1:
             self.columns, place = np.unique(self._each, return_inverse=True)
-            self._place = place.reshape(self._each.shape)
+            self._place = put(place.reshape(self._each.shape))
+            self._row = put(np.arange(len(self._each))[:, None])
 
     def spread(self, cotangent: Double) -> Float:
         """Weights of each image's own columns as weights of those that are asked for."""
         own = np.repeat(cotangent, len(self._each) // len(cotangent), 0).astype(np.float32)
         if self._place is None:
             return own
-        whole = np.zeros((len(own), len(self.columns)), np.float32)
-        np.put_along_axis(whole, self._place, own, 1)
+        whole: Float = np.zeros((len(own), len(self.columns)), np.float32, like=own)
+        whole[self._row, self._place] = own
         return whole
 
     def pick(self, responses: Float) -> Float:

@@ -14,10 +14,11 @@ from mousetwin.query import Space
 from numpy.typing import NDArray
 
 from ..batch import Float
+from ..memory import on_host
 from ..stimulus import Limits
 from ..twin import Twin
 from .ascent import Plan
-from .constraints import Constraints, Double
+from .constraints import Constraints, Double, Put
 from .objective import Objective, Seen
 
 DEFAULT_NORM = 10.0
@@ -46,8 +47,14 @@ class Request:
         return (self.offset + self.scale * images).astype(np.float32)
 
 
-def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits) -> Request:
+def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put: Put = on_host) -> Request:
     """The query as a plan.
+
+    Args:
+        query: as the caller sent it.
+        twins: what `query.twins` means.
+        limits: how much one request may ask for.
+        put: copies what the steps work on to the device that takes them.
 
     Raises:
         InvalidArgument: a field is not as it should be; the message names it, what came and what was expected.
@@ -89,10 +96,10 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits) -> R
     trial_steps = min(query.start.trial_steps, query.ascent.steps // 2) if _is_noise(query.start) else 0
     trials = query.start.trials if trial_steps else 1
     plan = Plan(
-        Objective(seen, weights, _number("temperature", query.target.temperature, 1e-6), conditions),
-        constraints,
+        Objective(seen, weights, _number("temperature", query.target.temperature, 1e-6), conditions, put),
+        constraints.moved(put),
         query.ascent,
-        _start(query.start, twins[0], space, count, trials),
+        put(_start(query.start, twins[0], space, count, trials)),
         trials,
         trial_steps,
         [np.random.default_rng([query.start.seed, first + n, 1]) for n in range(count)],

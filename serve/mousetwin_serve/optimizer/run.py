@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 
+from ..device import Device
+from ..memory import on_host
 from ..stimulus import Limits
 from ..twin import Twin
 from .ascent import Found, Step, ascend
@@ -23,7 +25,7 @@ _IN_FULL = 4096
 
 
 def optimize(
-    query: OptimizeQuery, twins: Sequence[Twin], limits: Limits, ask: Ask
+    query: OptimizeQuery, twins: Sequence[Twin], limits: Limits, ask: Ask, device: Device
 ) -> Iterator[OptimizeProgress | OptimizeResult]:
     """Reports, then the result.
 
@@ -32,22 +34,32 @@ def optimize(
         twins: what `query.twins` means.
         limits: how much one request may ask for.
         ask: answers batches; what it raises ends the optimisation.
+        device: whose memory the images stay in from step to step; best one that `ask` runs on.
 
     Raises:
         MousetwinError: as `request.read` says.
     """
-    request = read(query, twins, limits)
-    steps = query.ascent.steps
-    for event in ascend(request.plan, ask):
-        if isinstance(event, Found):
-            yield _result(query, request, twins, event)
-        elif event.number % query.report_every == 0 or event.number == steps:
-            yield _report(query, request, event)
+    with device.current():
+        request = read(query, twins, limits, device.put)
+    events = ascend(request.plan, ask)
+    while True:
+        # Anew for each step: it may be taken in another thread.
+        with device.current():
+            event = next(events)
+            if isinstance(event, Found):
+                reported: OptimizeProgress | OptimizeResult = _result(query, request, twins, event)
+            elif event.number % query.report_every == 0 or event.number == query.ascent.steps:
+                reported = _report(query, request, event)
+            else:
+                continue
+        yield reported
+        if isinstance(reported, OptimizeResult):
+            return
 
 
 def _report(query: OptimizeQuery, request: Request, step: Step) -> OptimizeProgress:
-    images = request.returned(step.images) if query.report_images else None
-    return OptimizeProgress(step.number, query.ascent.steps, step.values.astype(np.float32), images)
+    images = request.returned(on_host(step.images)) if query.report_images else None
+    return OptimizeProgress(step.number, query.ascent.steps, on_host(step.values).astype(np.float32), images)
 
 
 def _result(query: OptimizeQuery, request: Request, twins: Sequence[Twin], found: Found) -> OptimizeResult:
@@ -62,10 +74,10 @@ def _result(query: OptimizeQuery, request: Request, twins: Sequence[Twin], found
         "versions": {name: version(name) for name in ("mousetwin", "numpy")} | {"onnxruntime": _onnxruntime()},
     }
     return OptimizeResult(
-        images=request.returned(found.images),
-        responses=found.responses.astype(np.float32),
-        values=found.values.astype(np.float32),
-        trace=found.trace.astype(np.float32),
+        images=request.returned(on_host(found.images)),
+        responses=on_host(found.responses).astype(np.float32),
+        values=on_host(found.values).astype(np.float32),
+        trace=on_host(found.trace).astype(np.float32),
         twins=identities,
         defaults=request.defaults,
         record=json.dumps(record),

@@ -409,20 +409,26 @@ class Statistics(_message.Message):
     def __init__(self, images: _Optional[_Union[Moments, _Mapping]] = ..., behavior: _Optional[_Union[Moments, _Mapping]] = ..., pupil_center: _Optional[_Union[Moments, _Mapping]] = ..., responses: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
 
 class GraphReport(_message.Message):
-    __slots__ = ("opset", "parity_max_abs_error", "parity_tolerance", "replay_error", "parity_gradient_error", "parity_gradient_tolerance")
+    __slots__ = ("opset", "parity_max_abs_error", "parity_tolerance", "replay_error", "parity_gradient_error", "parity_gradient_tolerance", "replay_tolerance", "replay_gradient_tolerance", "not_on_device")
     OPSET_FIELD_NUMBER: _ClassVar[int]
     PARITY_MAX_ABS_ERROR_FIELD_NUMBER: _ClassVar[int]
     PARITY_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     REPLAY_ERROR_FIELD_NUMBER: _ClassVar[int]
     PARITY_GRADIENT_ERROR_FIELD_NUMBER: _ClassVar[int]
     PARITY_GRADIENT_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_GRADIENT_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    NOT_ON_DEVICE_FIELD_NUMBER: _ClassVar[int]
     opset: int
     parity_max_abs_error: float
     parity_tolerance: float
     replay_error: float
     parity_gradient_error: float
     parity_gradient_tolerance: float
-    def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_error: _Optional[float] = ..., parity_gradient_error: _Optional[float] = ..., parity_gradient_tolerance: _Optional[float] = ...) -> None: ...
+    replay_tolerance: float
+    replay_gradient_tolerance: float
+    not_on_device: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, opset: _Optional[int] = ..., parity_max_abs_error: _Optional[float] = ..., parity_tolerance: _Optional[float] = ..., replay_error: _Optional[float] = ..., parity_gradient_error: _Optional[float] = ..., parity_gradient_tolerance: _Optional[float] = ..., replay_tolerance: _Optional[float] = ..., replay_gradient_tolerance: _Optional[float] = ..., not_on_device: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("response", "error")

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 SOURCES := clients/python serve export tests benchmarks docs
 
-.PHONY: serve test bench lint types protos constraints demo clean
+.PHONY: serve test bench gpu lint types protos constraints demo clean
 
 serve: $(VENV)/serve.installed
 	$(BIN)/mousetwin serve
@@ -16,6 +16,12 @@ test: $(VENV)/dev.installed
 # The published checkpoints' numbers in the README; needs the checkpoints.
 bench: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/compile.py
+
+# Everything that needs a GPU, in an environment of its own: onnxruntime-gpu does not go with what the tests install.
+MODELS ?= serve/mousetwin_serve/demo
+gpu: $(VENV)-gpu/gpu.installed
+	MOUSETWIN_MODELS=$(MODELS) $(VENV)-gpu/bin/python -m pytest -m gpu tests/gpu
+	$(VENV)-gpu/bin/python benchmarks/gpu.py --models $(MODELS)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check $(SOURCES)
@@ -51,6 +57,11 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)-gpu/gpu.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/pip install --quiet --constraint constraints.txt --editable '.[gpu,torch]' pytest pyyaml
+	@touch $@
 
 $(VENV)/serve.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the service into $(VENV) (once)"

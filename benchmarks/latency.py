@@ -36,9 +36,9 @@ BARE, SOCKET = "bare engine", "bare socket around it"
 Times = NDArray[np.float64]
 
 
-def start(models: Path) -> tuple[subprocess.Popen[str], str, str, float]:
+def start(models: Path, *options: str) -> tuple[subprocess.Popen[str], str, str, float]:
     """A service of `models` on free ports: the process, its gRPC and HTTP addresses, and seconds until it was ready."""
-    command = [sys.executable, "-m", "mousetwin.cli", "serve", "--models", str(models)]
+    command = [sys.executable, "-m", "mousetwin.cli", "serve", "--models", str(models), *options]
     begun = time.perf_counter()
     process = subprocess.Popen([*command, "--http-port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -25,6 +25,8 @@ class Bound:
         self._session = session
         self._device = device
         self._place = (session.get_providers()[0].removesuffix("ExecutionProvider").lower(), device.index)
+        self._shapes = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
+        self._dtypes = {node.name: _DTYPES[node.type] for node in session.get_outputs()}
 
     def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """What the session answers: on the device if the images came from there, else on the host.
@@ -37,19 +39,14 @@ class Bound:
         binding = self._session.io_binding()
         for name, values in there.items():
             binding.bind_input(name, *self._place, values.dtype.type, values.shape, address(values))
-        sizes = {
-            dim: size
-            for node in self._session.get_inputs()
-            for dim, size in zip(node.shape, there[node.name].shape, strict=True)
-        }
+        # No output has a dimension that no input has.
+        sizes = {d: n for name, values in there.items() for d, n in zip(self._shapes[name], values.shape, strict=True)}
         found = {}
-        for node in self._session.get_outputs():
-            if node.name in outputs:
-                # What is new has the sizes of what came: no output has a dimension that no input has.
-                shape = [sizes.get(dim, dim) for dim in node.shape]
-                with at(there["images"]):
-                    found[node.name] = np.empty(shape, _DTYPES[node.type], like=there["images"])
-                binding.bind_output(node.name, *self._place, _DTYPES[node.type], shape, address(found[node.name]))
+        with at(there["images"]):
+            for name in outputs:
+                shape = [sizes.get(dim, dim) for dim in self._shapes[name]]
+                found[name] = np.empty(shape, self._dtypes[name], like=there["images"])
+                binding.bind_output(name, *self._place, self._dtypes[name], shape, address(found[name]))
         # ONNX Runtime has a stream of its own: what is still being copied or computed on another must be there first.
         self._device.wait()
         self._session.run_with_iobinding(binding)

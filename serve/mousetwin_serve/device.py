@@ -67,8 +67,14 @@ class Device:
         """ONNX Runtime's execution providers for the device."""
         if self.kind != "cuda":
             return ["CPUExecutionProvider"]
-        # Convolutions are not tried out for each new size of batch, which would stall requests.
-        options = {"device_id": self.index, "use_tf32": int(self.tf32), "cudnn_conv_algo_search": "HEURISTIC"}
+        options = {
+            "device_id": self.index,
+            "use_tf32": int(self.tf32),
+            # Convolutions are not tried out for each new size of batch, which would stall requests.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Each graph has memory of its own, which would otherwise double whenever it grows.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
         return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
     def tolerances(self, responses: float, gradients: float) -> tuple[float, float]:

@@ -75,6 +75,8 @@ class Engine:
         known = self.devices[0].best_batch
         # Several at once are tried only where that tells something.
         seconds = self._time(bundle, _SIZES if known is None else (1,))
+        if known is None:
+            self.max_batch = max(seconds)
         self.best_batch = min(known or _fastest(seconds), self.max_batch)
         self.seconds = {"forward": seconds[1]}
 
@@ -169,18 +171,23 @@ class Engine:
                 self._busy[number] -= 1
 
     def _time(self, bundle: Bundle, sizes: Sequence[int]) -> dict[int, float]:
-        """Seconds of a run of so many images, until they are more than a run may have."""
+        """Seconds of a run of so many images, until they are more than a run may have or the device takes."""
         names = [name for name in ("images", "behavior", "pupil_center") if name in bundle.replay]
-        seconds = {}
+        seconds: dict[int, float] = {}
         for size in sizes:
             if size > self.max_batch:
                 break
             rows = {name: np.resize(bundle.replay[name], (size, *bundle.replay[name].shape[1:])) for name in names}
             times = []
-            for _ in range(1 if len(sizes) == 1 else _TRIES):
-                start = time.perf_counter()
-                self._graphs[0].run("forward", rows)
-                times.append(time.perf_counter() - start)
+            try:
+                for _ in range(1 if len(sizes) == 1 else _TRIES):
+                    start = time.perf_counter()
+                    self._graphs[0].run("forward", rows)
+                    times.append(time.perf_counter() - start)
+            except Exception:  # ONNX Runtime has no class of its own for what it raises where memory is short
+                if not seconds:
+                    raise
+                break
             seconds[size] = min(times)
         return seconds
 

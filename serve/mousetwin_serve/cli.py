@@ -1,13 +1,17 @@
-"""`mousetwin serve`."""
+"""`mousetwin serve` and `mousetwin archive`. Imports nothing that only serving needs until one of them runs."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .hosts.torchserve_settings import Settings
 
-def command(commands: Any) -> None:
+
+def serve_command(commands: Any) -> None:
     """Add `serve` to the `mousetwin` command."""
     parser = commands.add_parser("serve", help="serve exported twins over gRPC and REST")
     parser.add_argument("--models", type=Path, metavar="MODELS", help="folder of bundles (default: the demo mouse)")
@@ -24,10 +28,10 @@ def command(commands: Any) -> None:
     parser.add_argument(
         "--max-request-mb", type=int, default=64, help="size of one request in MiB (default: %(default)s)"
     )
-    parser.set_defaults(run=_run, extra="serve")
+    parser.set_defaults(run=_run_serve, extra="serve")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run_serve(args: argparse.Namespace) -> int:
     # Only here, so that the other commands do not wait for the web stack to load.
     import asyncio
     import logging
@@ -59,4 +63,34 @@ def _run(args: argparse.Namespace) -> int:
         await serve(TwinService(repository, limits=limits, batching=settings), addresses, devices)
 
     asyncio.run(main())
+    return 0
+
+
+def archive_command(commands: Any) -> None:
+    """Add `archive` to the `mousetwin` command."""
+    parser = commands.add_parser("archive", help="write a model store for TorchServe")
+    parser.add_argument("models", type=Path, nargs="?", metavar="MODELS", help="default: the demo mouse")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder to write")
+    for name in ("http", "management", "metrics", "grpc", "grpc-management"):
+        parser.add_argument(f"--{name}-port", type=int, help="default: %(default)s")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument("--max-mb", type=int, help="of a request or an answer, in MiB (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes for each twin (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, help="above 1 a lone request waits for company (default: %(default)s)"
+    )
+    parser.add_argument("--batch-delay-ms", type=int, help="for how long (default: %(default)s)")
+    parser.set_defaults(**asdict(Settings()))
+    parser.set_defaults(run=_run_archive, extra="serve")
+
+
+def _run_archive(args: argparse.Namespace) -> int:
+    from .hosts.torchserve_archive import write_store
+    from .repository import DEMO_MODELS
+
+    settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
+    for name in write_store(args.models or DEMO_MODELS, args.out, settings):
+        print(name)
+    config = os.path.relpath(args.out / "config.properties")
+    print(f"Serve them with: torchserve --start --foreground --ncs --ts-config {config}")
     return 0

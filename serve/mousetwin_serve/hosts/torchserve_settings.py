@@ -1,12 +1,8 @@
-"""What a model store of TorchServe can be told, and `mousetwin archive`. Imports nothing that only serving needs."""
+"""What a model store of TorchServe can be told."""
 
 from __future__ import annotations
 
-import argparse
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from mousetwin.errors import InvalidArgument
 
@@ -46,34 +42,3 @@ class Settings:
         for name in ("workers", "batch_size", "batch_delay_ms"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name}: {getattr(self, name)}, expected 1 or more", field=name)
-
-
-def command(commands: Any) -> None:
-    """Add `archive` to the `mousetwin` command."""
-    defaults = Settings()
-    parser = commands.add_parser("archive", help="write a model store for TorchServe")
-    parser.add_argument("models", type=Path, nargs="?", metavar="MODELS", help="default: the demo mouse")
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder to write")
-    for name in ("http", "management", "metrics", "grpc", "grpc-management"):
-        default = getattr(defaults, f"{name.replace('-', '_')}_port")
-        parser.add_argument(f"--{name}-port", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--max-mb", type=int, default=defaults.max_mb, help="of a request or an answer (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes for each twin (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="above 1 a lone request waits for company (default: 1)"
-    )
-    parser.add_argument("--batch-delay-ms", type=int, default=1, help="for how long (default: %(default)s)")
-    parser.set_defaults(run=_run, extra="serve")
-
-
-def _run(args: argparse.Namespace) -> int:
-    from ..repository import DEMO_MODELS
-    from .torchserve_archive import write_store
-
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    for name in write_store(args.models or DEMO_MODELS, args.out, settings):
-        print(name)
-    config = os.path.relpath(args.out / "config.properties")
-    print(f"Serve them with: torchserve --start --foreground --ncs --ts-config {config}")
-    return 0

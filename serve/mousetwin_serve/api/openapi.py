@@ -118,6 +118,13 @@ _SCHEMAS: dict[str, Schema] = {
             "replay_error": _maybe({"type": "number", "description": "null until the graph is first asked for"}),
             "parity_gradient_error": _maybe({"type": "number"}),
             "parity_gradient_tolerance": _maybe({"type": "number"}),
+            "replay_tolerance": _maybe({"type": "number"}),
+            "replay_gradient_tolerance": _maybe({"type": "number"}),
+            "not_on_device": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "nodes that ran on the CPU though the twin is on a GPU",
+            },
         }
     ),
     "Mouse": _object(

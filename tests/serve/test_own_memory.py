@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,16 @@ import onnxruntime as ort
 import pytest
 from away import Away, AwayDevice
 from mousetwin.optimization import Ascent, Constraints, Diversity, OptimizeQuery, OptimizeResult, Start, Target
-from mousetwin.query import TwinRef
+from mousetwin.query import Prediction, PredictQuery, Space, TwinRef
 from mousetwin_serve import bundle
 from mousetwin_serve.batch import Answer, Batch
+from mousetwin_serve.batcher import BatchSettings
 from mousetwin_serve.bound import Profile
 from mousetwin_serve.device import CPU, Device
 from mousetwin_serve.engine import Engine
 from mousetwin_serve.optimizer.run import optimize
 from mousetwin_serve.repository import DEMO_MODELS, Repository
+from mousetwin_serve.service import TwinService
 from mousetwin_serve.stimulus import Limits
 from mousetwin_serve.twin import Twin
 from numpy.testing import assert_array_equal
@@ -144,9 +147,38 @@ def test_an_optimisation_stays_on_the_device(name: str, here: Twin, there: Twin)
         assert_array_equal(getattr(result, field), getattr(reference, field))
 
 
+def test_served_from_the_device(here: Twin) -> None:
+    """Optimisations and predictions side by side, of more images than one run takes, on two devices."""
+    service = TwinService(Repository.load(DEMO_MODELS, [AwayDevice(), AwayDevice(index=1)]), batching=BatchSettings(8))
+    query = OptimizeQuery((TwinRef("demo"),), Target(neurons=np.arange(10)[:, None]), ascent=Ascent(steps=3))
+    images = np.random.default_rng(0).normal(size=(20, 1, 36, 64)).astype(np.float32)
+    asked = PredictQuery(TwinRef("demo"), images, space=Space.MODEL)
+
+    async def optimized() -> OptimizeResult:
+        *_, result = [event async for event in service.optimize(query)]
+        assert isinstance(result, OptimizeResult)
+        return result
+
+    async def both() -> tuple[OptimizeResult, OptimizeResult, Prediction]:
+        found = await asyncio.gather(optimized(), optimized(), service.answer(asked))
+        await service.drain()
+        return found
+
+    first, second, prediction = asyncio.run(both())
+    *_, expected = optimize(query, [here], Limits(), lambda number, batch: here.engine.answer(batch), CPU)
+    assert isinstance(expected, OptimizeResult)
+    assert_array_equal(first.images, expected.images)
+    assert_array_equal(second.images, expected.images)
+    stimulus = here.stimulus.read(asked)
+    assert_array_equal(prediction.responses, here.engine.answer(stimulus.batch).responses)
+
+
 def test_several_devices_share_the_work() -> None:
     batch = batch_of(40, None, True)
-    one, three = Engine(bundle.read(DEMO), [replace(CPU, threads=1)]), Engine(bundle.read(DEMO), [AwayDevice()] * 3)
+    one, three = (
+        Engine(bundle.read(DEMO), [replace(CPU, threads=1)]),
+        Engine(bundle.read(DEMO), [AwayDevice(index=i) for i in range(3)]),
+    )
     assert (one.runs, three.runs) == (1, 3)
     assert_array_equal(three.answer(batch).responses, one.answer(batch).responses)
     away = three.devices[1].put(batch.images)

@@ -30,6 +30,7 @@ lint: $(VENV)/dev.installed
 
 types: $(VENV)/dev.installed
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 # The stubs are generated with the oldest protobuf they are to run on; newer runtimes take older generated code.
 protos:

@@ -37,7 +37,7 @@ def megabytes(pid: int, what: str) -> float:
 def post(http: str, path: str, images: NDArray[Any]) -> tuple[float, float]:
     """Send images and read the answer side by side, as curl does: seconds to the first byte and to the last."""
     host, _, port = http.partition(":")
-    header, body = npy_header(images.shape, images.dtype), memoryview(images).cast("B")
+    header, body = npy_header(images.shape, images.dtype), memoryview(images.data).cast("B")
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/x-npy\r\n"
     begun = time.perf_counter()
     with socket.create_connection((host, int(port))) as connection, ThreadPoolExecutor(1) as pool:
@@ -88,7 +88,7 @@ def main() -> None:
     )
     summary, rng = twin.summary, np.random.default_rng(0)
     model = rng.normal(size=(1024, 1, *summary.native_size)).astype(np.float32)
-    given = {"behavior": np.ones((1024, len(summary.behavior)), np.float32)} if summary.behavior else {}
+    given: dict[str, Any] = {"behavior": np.ones((1024, len(summary.behavior)), np.float32)} if summary.behavior else {}
     given |= {"pupil_center": np.zeros((1024, 2), np.float32)} if summary.pupil_center else {}
     bare = Batch(model, **given)
     raw = rng.integers(0, 256, (args.images, *summary.stimulus_size)).astype(np.uint8)
@@ -121,7 +121,7 @@ def main() -> None:
             one = {name: values[0] for name, values in given.items()}
 
             def ask() -> object:
-                return mouse.predict(model[:1], **one, space="model")  # type: ignore[arg-type]
+                return mouse.predict(model[:1], **one, space="model")
 
             latencies(ask, 2)
             idle = latencies(ask, args.seconds)

@@ -26,12 +26,14 @@ import numpy as np
 import torch
 import yaml
 from mousetwin_export import checkpoint, config, graph, parity
+from mousetwin_export.config import ModelConfig
 from mousetwin_export.export import Contract, export_twin
 from mousetwin_export.forward import Forms
 from mousetwin_serve import bundle
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
+from timing import median_ms
 
 ROOT = Path(__file__).parents[1]
 # The original library needs shims to be imported, which the reference tests have.
@@ -53,7 +55,7 @@ class Subject:
     config: dict[str, Any]
     weights: Path | None
 
-    def load(self) -> tuple[checkpoint.Checkpoint, config.ModelConfig, torch.nn.Module, int]:
+    def load(self) -> tuple[checkpoint.Checkpoint, ModelConfig, torch.nn.Module, int]:
         """The checkpoint, its config, the original model, and how many behavior variables it takes."""
         if self.weights is not None:
             read = checkpoint.read_checkpoint(self.weights)
@@ -80,17 +82,6 @@ def subjects(checkpoints: Path, ln: Path | None) -> list[Subject]:
     model_config = {**found[0].config, "linear": True, "layers": 3}
     found.append(Subject("LN" if ln else "LN (synthetic)", found[0].mouse, model_config, ln))
     return found
-
-
-def median_ms(run: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds of a call, after a warm-up."""
-    run()
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return float(np.median(times) * 1e3)
 
 
 def stimulus(batch: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -224,7 +215,8 @@ def main() -> None:
         what, arguments = args.apart[0], json.loads(args.apart[1])
         if what == "in_torch":
             arguments[0] = every[arguments[0]]
-        print(json.dumps({"in_torch": in_torch, "plain_onnx": plain_onnx, "ours": ours}[what](*arguments)))
+        measures: dict[str, Callable[..., object]] = {"in_torch": in_torch, "plain_onnx": plain_onnx, "ours": ours}
+        print(json.dumps(measures[what](*arguments)))
         return
     print(HEAD)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""On a GPU: forward and gradient beside torch eager and torch.compile, all MEIs of a mouse, images served.
+"""On a GPU: forward and gradient beside torch eager, torch.compile and CUDA graphs, all MEIs of a mouse, images served.
 
     python benchmarks/gpu.py --models MODELS [--checkpoints ../shared/checkpoints] [--device cuda] [--steps 100]
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ from typing import Any
 import mousetwin
 import numpy as np
 from bulk import post
+from cuda_graphs import capture
 from latency import start
 from mousetwin.optimization import Ascent, OptimizeQuery, OptimizeResult, Target
 from mousetwin.query import TwinRef
+from mousetwin_serve import bundle
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import DeviceError, choose
 from mousetwin_serve.optimizer.run import optimize
 from mousetwin_serve.repository import Repository
 from mousetwin_serve.stimulus import Limits
 from mousetwin_serve.twin import Twin
+from timing import median_ms
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {
@@ -38,18 +42,6 @@ PUBLISHED = {
     "27204-5-13": ("sensorium_p_sota_model.pth", "sensorium_plus.yaml"),
 }
 Given = dict[str, np.ndarray[Any, Any]]
-
-
-def median_ms(run: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds of a call, after a warm-up."""
-    for _ in range(3):
-        run()
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return float(np.median(times) * 1e3)
 
 
 def stimulus(twin: Twin, count: int) -> Given:
@@ -98,10 +90,15 @@ def torch_call(model: Any, given: Given, neurons: int, device: str, *, gradient:
     return call
 
 
+def ours(twin: Twin, asked: Batch) -> object:
+    """One run, from the host and back."""
+    return twin.engine.run([twin.engine.plan(asked)])
+
+
 def compute(twin: Twin, checkpoints: Path, device: str, batches: list[int], seconds: float) -> None:
     """Print forward and gradient, milliseconds a batch."""
     models = in_torch(twin, checkpoints, device)
-    neurons, engine = twin.summary.neurons, twin.engine
+    neurons = twin.summary.neurons
     print("  what      batch       ours   images/s   torch eager   torch.compile   eager/ours   compile/ours")
     for what in ("forward", "gradient"):
         if what == "gradient" and twin.summary.no_gradient:
@@ -109,7 +106,7 @@ def compute(twin: Twin, checkpoints: Path, device: str, batches: list[int], seco
         for batch in batches:
             given = stimulus(twin, batch)
             asked = Batch(**given, cotangent=np.ones((batch, neurons), np.float32) if what == "gradient" else None)
-            calls = {"ours": lambda asked=asked: engine.run([engine.plan(asked)])}
+            calls: dict[str, Callable[[], object]] = {"ours": partial(ours, twin, asked)}
             for name, model in models.items():
                 calls[name] = torch_call(model, given, neurons, device, gradient=what == "gradient")
             times = {name: median_ms(call, seconds) for name, call in calls.items()}
@@ -117,6 +114,21 @@ def compute(twin: Twin, checkpoints: Path, device: str, batches: list[int], seco
             ratio = "".join(f"{times[name] / times['ours']:13.1f}" for name in ("eager", "compile") if models)
             rate = batch / times["ours"] * 1e3
             print(f"  {what:9}{batch:6d}{times['ours']:11.3f}{rate:11.0f}{told}{ratio}", flush=True)
+
+
+def graphs(twin: Twin, models: Path, batches: list[int], seconds: float) -> None:
+    """Print what a CUDA graph of each run would save, images and answers staying on the device."""
+    name, device = twin.identity, twin.engine.devices[0]
+    read = bundle.read(models / name.mouse / name.model / name.version)
+    for what in ("forward", "gradient"):
+        if what not in read.manifest.graphs:
+            continue
+        for batch in batches:
+            given = stimulus(twin, batch)
+            if what == "gradient":
+                given["cotangent"] = np.ones((batch, twin.summary.neurons), np.float32)
+            told = capture(read, device, what, given, seconds)
+            print(f"  CUDA graph of {what}, batch {batch}: {told}", flush=True)
 
 
 def meis(twin: Twin, steps: int, batch: int) -> None:
@@ -203,6 +215,8 @@ def main() -> None:
             print(f"  {name}: replay off by {replay.error:.1e}{where}")
         print(f"  batches of {twin.engine.best_batch} in one run")
         compute(twin, args.checkpoints, args.device, args.batches, args.seconds)
+        if devices[0].kind == "cuda":
+            graphs(twin, args.models, args.batches, args.seconds)
         if not summary.no_gradient:
             meis(twin, args.steps, args.mei_batch)
         served(twin, args.models, args.device, args.images)

@@ -61,7 +61,8 @@ class HeldNorm:
         self.norm = norm
 
     def __call__(self, images: torch.Tensor, iteration: int | None = None) -> torch.Tensor:
-        return images * (self.norm / torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1))
+        held: torch.Tensor = images * (self.norm / torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1))
+        return held
 
 
 def peer() -> Any:

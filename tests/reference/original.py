@@ -151,8 +151,14 @@ def respond(
     return responses
 
 
-def predict(model: torch.nn.Module, mouse: str, *inputs: torch.Tensor, **named: torch.Tensor) -> np.ndarray[Any, Any]:
+def predict(
+    model: torch.nn.Module,
+    mouse: str,
+    images: torch.Tensor,
+    *given: torch.Tensor | None,
+    **named: torch.Tensor,
+) -> np.ndarray[Any, Any]:
     """`respond` in numpy."""
     with torch.no_grad():
-        found: np.ndarray[Any, Any] = respond(model, mouse, *inputs, **named).numpy()
+        found: np.ndarray[Any, Any] = respond(model, mouse, images, *given, **named).numpy()
     return found

@@ -255,10 +255,25 @@ def test_a_store_is_replaced_only_by_a_whole_one(tmp_path: Path, capsys: pytest.
     assert main(["archive", str(tmp_path / "none"), "--out", str(tmp_path / "store")]) == 1
     assert main(["archive", str(tmp_path / "models"), "--out", str(tmp_path)]) == 1
     assert "holds other things" in capsys.readouterr().err
+    assert main(["archive", str(tmp_path / "models"), "--out", str(bundle / "bundle.json")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
     (bundle / "forward.onnx").write_bytes(b"damaged")
     assert main(command) == 1
     assert "forward.onnx" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (tmp_path / "store").iterdir()} == written
+
+
+def test_archives_of_others_stay_in_the_store(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    FULL.write(tmp_path / "models")
+    assert main(["archive", str(tmp_path / "models"), "--out", str(store)]) == 0
+    with zipfile.ZipFile(store / "theirs.mar", "w") as archive:
+        archive.writestr("handler.py", "")
+    (store / "broken.mar").write_bytes(b"no archive")
+    WIDE.write(tmp_path / "others")
+    assert main(["archive", str(tmp_path / "others"), "--out", str(store)]) == 0
+    found = sorted(file.name for file in store.iterdir())
+    assert found == ["broken.mar", "config.properties", "mousetwin.mar", "theirs.mar", "wide_linear_1.mar"]
 
 
 def test_twins_that_torchserve_could_not_tell_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

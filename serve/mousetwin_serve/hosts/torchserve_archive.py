@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def write_store(models: Path, store: Path, settings: Settings | None = None) -> 
 
     Args:
         models: a folder of bundles, all of which are verified first.
-        store: is made; must not be there, or be one that this wrote.
+        store: is made; must not be there, or be one that this wrote. Archives that others put there stay.
         settings: ports and sizes.
 
     Returns:
@@ -41,14 +40,16 @@ def write_store(models: Path, store: Path, settings: Settings | None = None) -> 
     settings = settings or Settings()
     settings.check()
     found = _verified(models)
-    if store.exists() and not (store / f"{CATALOG}.mar").is_file() and any(store.iterdir()):
-        raise InvalidArgument(f"{store}: holds other things, expected a new folder", field="out")
     limit = (settings.max_mb << 20) - (64 << 10)
     told = {"request_bytes": limit, "response_bytes": limit, "device": settings.device}
     catalog = {"catalog.json": json.dumps({"device": settings.device}).encode()}
     try:
-        shutil.rmtree(store, ignore_errors=True)
-        store.mkdir(parents=True)
+        store.mkdir(parents=True, exist_ok=True)
+        if not (store / f"{CATALOG}.mar").is_file() and any(store.iterdir()):
+            raise InvalidArgument(f"{store}: holds other things, expected a new folder", field="out")
+        for file in store.glob("*.mar"):
+            if _is_ours(file):
+                file.unlink()
         for name, folder in found.items():
             inside = "/".join(("models", *folder.parts[-3:]))
             files = {f"{inside}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
@@ -76,6 +77,14 @@ def _verified(models: Path) -> dict[str, Path]:
     if not found:
         raise NotFound(f"{models}: no twin in it, expected MOUSE/MODEL/VERSION/bundle.json", field="models")
     return found
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.read("handler.py") == _HANDLER.encode()
+    except (KeyError, zipfile.BadZipFile):
+        return False
 
 
 def _write_archive(path: Path, name: str, told: dict[str, Any], files: dict[str, bytes]) -> None:

@@ -124,6 +124,7 @@ def test_predict_replaces_an_earlier_answer_whole(run: Run, mouse: mousetwin.Mou
         (["behavior.npy", "--space", "model"], "images: shape (4, 3) has rank 2"),
         (["images.npy", "--out", "folder"], "folder: cannot be written"),
         (["images.npy", "--out", "nowhere/a.npy"], "nowhere/a.npy: cannot be written"),
+        (["images.npy", "--out", "images.npy/a.npy"], "images.npy/a.npy: cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -170,6 +171,36 @@ def test_most_exciting_images_to_a_file(
     assert main(["mei", *arguments, "--norm", "-1", "--server", server_address]) == 1
     assert capsys.readouterr().err.startswith("mousetwin: norm: -1")
     assert Optimized.load(tmp_path / "meis.npz").values.tolist() == saved.values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "."], ".: cannot be written: Is a directory"),
+        (["--out", "file/meis.npz"], "file/meis.npz: cannot be written: Not a directory"),
+        (["--out", "nowhere/meis.npz"], "nowhere/meis.npz: cannot be written: No such file or directory"),
+        (["--plot", "nowhere/meis.png"], "nowhere/meis.png: cannot be written: No such file or directory"),
+        (["--plot", "meis.jpgg"], "plot: 'meis.jpgg', expected a name that ends in one of"),
+        (["--plot", "meis"], "plot: 'meis', expected a name that ends in one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_most_exciting_images_that_cannot_be_written(
+    server_address: str,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    given = [] if "--out" in arguments else ["--out", "meis.npz"]
+    command = ["mei", "--mouse", "demo", "--neurons", "3", "--steps", "2", "--server", server_address]
+    assert main([*command, *given, *arguments]) == 1
+    (complaint,) = [line for line in capsys.readouterr().err.splitlines() if "mousetwin" in line]
+    assert complaint.startswith(f"mousetwin: {words}")
+    assert {file.name for file in tmp_path.iterdir()} == {"file", *given[1:]}
 
 
 def test_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:

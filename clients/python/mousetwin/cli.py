@@ -8,16 +8,15 @@ missing).
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from .errors import MousetwinError, NotFound
+from .errors import MousetwinError
+from .files import whole_file
 from .predict_cli import add_predict
 from .progress import ProgressBar
 from .query import TwinSummary
@@ -110,7 +109,7 @@ def _add_mei(commands: Any) -> None:
 
 
 def _run_mei(args: argparse.Namespace) -> int:
-    with _whole_file(args.out) as stream, connect(args.server, timeout=args.timeout) as twins:
+    with whole_file(args.out, "out") as stream, connect(args.server, timeout=args.timeout) as twins:
         mouse = twins.mouse(args.mouse, args.model, args.version)
         found = mouse.optimize(
             args.neurons,
@@ -144,30 +143,6 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers separated by commas") from None
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place at `path` once it is written whole, so that no half-written one passes for an answer.
-
-    It is opened at once: that `path` cannot be written is known before the twin has worked for it.
-    """
-    partial = None
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as stream:
-            yield stream
-        os.replace(partial, path)
-    except MousetwinError:
-        # Some of them are OSErrors too.
-        raise
-    except OSError as error:
-        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="out") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

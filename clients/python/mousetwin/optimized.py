@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidArgument, Unimplemented
+from .errors import InvalidArgument
+from .figures import new_figure, saved
+from .files import whole_file
 from .query import Space
 
 _ARRAYS = ("images", "responses", "values", "trace", "neurons", "field_center")
@@ -49,7 +51,7 @@ class Optimized:
     field_size: tuple[int, int] | None
 
     def save(self, file: str | Path | BinaryIO) -> None:
-        """Write everything to a `.npz` file, which `Optimized.load` and numpy read."""
+        """Write everything to a `.npz` file, which `Optimized.load` and numpy read. Raises NotFound where it cannot."""
         about = {
             "format": _FORMAT,
             "space": self.space.value,
@@ -57,18 +59,18 @@ class Optimized:
             "synthetic": self.synthetic,
             "field_size": self.field_size,
         }
-        with contextlib.nullcontext(file) if hasattr(file, "write") else Path(file).open("wb") as stream:
+        with contextlib.nullcontext(file) if hasattr(file, "write") else whole_file(file, "path") as stream:
             np.savez_compressed(stream, about=np.array(json.dumps(about)), **{n: getattr(self, n) for n in _ARRAYS})
 
     @classmethod
     def load(cls, path: str | Path) -> Optimized:
         """Read what `save` wrote. Raises InvalidArgument for any other file."""
         try:
-            with np.load(path, allow_pickle=False) as saved:
-                about = json.loads(str(saved["about"]))
+            with np.load(path, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
                 if about["format"] != _FORMAT:
                     raise InvalidArgument(f"{path}: format {about['format']}, expected {_FORMAT}", field="path")
-                found = {name: saved[name] for name in _ARRAYS}
+                found = {name: stored[name] for name in _ARRAYS}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidArgument(f"{path}: not a saved optimisation: {error}", field="path") from None
         size = about["field_size"]
@@ -92,15 +94,14 @@ class Optimized:
 
         Raises:
             Unimplemented: matplotlib is not installed (`pip install 'mousetwin[plot]'`).
+            InvalidArgument: `path` is no picture's name.
+            NotFound: `path` cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-            from matplotlib.patches import Ellipse
-        except ImportError:
-            raise Unimplemented("plots need matplotlib: pip install 'mousetwin[plot]'", field="plot") from None
         count, columns = len(self.images), min(columns, len(self.images))
         rows = -(-count // columns)
-        figure = Figure(figsize=(2.6 * columns, 1.75 * rows + 0.3), layout="constrained")
+        figure = new_figure(2.6 * columns, 1.75 * rows + 0.3)
+        from matplotlib.patches import Ellipse  # there, since the figure is
+
         low, high = self._range()
         for n, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
@@ -118,9 +119,7 @@ class Optimized:
         twin = self.records[0]["twins"][0]
         what = "neuron and its response" if self.neurons.shape[1] == 1 else "neurons and their mean response"
         figure.suptitle(f"{twin['mouse']} {twin['model']}{made_up}: {what}", fontsize=10)
-        if path is not None:
-            figure.savefig(path, dpi=120)
-        return figure
+        return saved(figure, path)
 
     def _range(self) -> tuple[float, float]:
         if self.space is Space.RAW:

@@ -79,7 +79,7 @@ def open_output(path: Path, asked: dict[str, Any], shape: tuple[int, int], dtype
         hint = f"; {output.rows} rows are kept, the same command goes on from there" if keep else ""
         raise NotFound(f"{path}: cannot be written: {error.strerror}{hint}", field="out") from None
     finally:
-        if not keep:
+        if not keep and path.parent.is_dir():
             journal.remove()
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 

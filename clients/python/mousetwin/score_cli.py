@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from . import scores
 from .dataset import Dataset
-from .errors import InvalidArgument, NotFound
+from .errors import InvalidArgument
+from .files import whole_file
 from .frames import frame_size
 from .progress import ProgressBar
 from .query import MouseInfo
@@ -60,12 +60,10 @@ def _run(args: argparse.Namespace) -> int:
     _print(found, args.mouse, args.tier)
     about = [{**_about(mouse, args), **found[mouse.summary.twin.model].report()} for mouse in mice]
     if args.report is not None:
-        _write(args.report, json.dumps(about[0] if not several else {"models": about}, indent=1) + "\n")
+        with whole_file(args.report, "report") as stream:
+            stream.write((json.dumps(about[0] if not several else {"models": about}, indent=1) + "\n").encode())
     if args.csv is not None:
-        try:
-            next(iter(found.values())).write_csv(args.csv, dataset.unit_ids)
-        except OSError as error:
-            raise NotFound(f"{args.csv}: cannot be written: {error.strerror}", field="csv") from None
+        next(iter(found.values())).write_csv(args.csv, dataset.unit_ids)
     if args.plot is not None:
         made_up = " (synthetic mouse)" if mice[0].summary.synthetic else ""
         scores.plot(found, f"{args.mouse}{made_up}, tier {args.tier}", args.plot)
@@ -178,14 +176,3 @@ def _print(found: dict[str, scores.Scores], mouse: str, tier: str) -> None:
         print(f"{name:<{width}}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>7}  {cells[3]:>7}")
     if one.mean["fev"] is None:
         print("FEV and FEVE need every image to be shown more than once")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="report") from None
-    finally:
-        partial.unlink(missing_ok=True)

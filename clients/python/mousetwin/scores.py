@@ -7,6 +7,7 @@ neuralpredictors' `measures.np_functions`, in float64.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InvalidArgument, Unimplemented
+from .errors import InvalidArgument
+from .figures import new_figure, saved
+from .files import whole_file
 
 Float = NDArray[np.float64]
 
@@ -63,10 +66,14 @@ class Scores:
         return report
 
     def write_csv(self, path: str | Path, unit_ids: ArrayLike | None = None) -> None:
-        """A row a neuron: its column, its unit id where known, and the metrics, empty where there is none."""
+        """A row a neuron: its column, its unit id where known, and the metrics, empty where there is none.
+
+        Raises:
+            NotFound: `path` cannot be written.
+        """
         ids = [""] * self.neurons if unit_ids is None else np.asarray(unit_ids).tolist()
-        with Path(path).open("w", newline="") as stream:
-            writer = csv.writer(stream)
+        with whole_file(path, "csv") as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+            writer = csv.writer(text)
             writer.writerow(["neuron", "unit_id", *METRICS])
             nothing = np.full(self.neurons, np.nan)
             columns = [self.per_neuron.get(name, nothing).tolist() for name in METRICS]
@@ -127,12 +134,10 @@ def plot(scores: Mapping[str, Scores], title: str, path: str | Path | None = Non
 
     Raises:
         Unimplemented: matplotlib is not installed (`pip install 'mousetwin[plot]'`).
+        InvalidArgument: `path` is no picture's name.
+        NotFound: `path` cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise Unimplemented("plots need matplotlib: pip install 'mousetwin[plot]'", field="plot") from None
-    figure = Figure(figsize=(12, 3), layout="constrained")
+    figure = new_figure(12, 3)
     for panel, metric, name in zip(figure.subplots(1, len(METRICS)), METRICS, _TITLES, strict=True):
         panel.set_title(name, fontsize=10)
         shown = {name: one.per_neuron[metric] for name, one in scores.items() if metric in one.per_neuron}
@@ -150,9 +155,7 @@ def plot(scores: Mapping[str, Scores], title: str, path: str | Path | None = Non
             panel.text(0.5, 0.5, "needs repeats", ha="center", transform=panel.transAxes)
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(f"{title} (dotted: mean)", fontsize=10)
-    if path is not None:
-        figure.savefig(path, dpi=120)
-    return figure
+    return saved(figure, path)
 
 
 def _check(responses: NDArray[Any], predictions: NDArray[Any], image_ids: NDArray[Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import NotFound
+from .files import whole_file
 
 # Tiers that are submitted, and what their files are called after.
 TIERS = {"test": "live_test", "final_test": "final_test"}
@@ -40,20 +40,13 @@ def write_submission(
         NotFound: it cannot be written.
     """
     path = Path(folder) / f"submission_file_{TIERS[tier]}.csv"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     ids = str(np.asarray(unit_ids).tolist())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["trial_indices", "image_ids", "prediction", "neuron_ids"])
-            rows = (row for batch in predictions for row in np.asarray(batch).tolist())
-            named = zip(np.asarray(trial_idx).tolist(), np.asarray(image_ids).tolist(), rows, strict=True)
-            for trial, image, row in named:
-                writer.writerow([trial, image, row, ids])
-        os.replace(partial, path)
-    except OSError as error:
-        raise NotFound(f"{path}: cannot be written: {error.strerror}", field="submission") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    whole = whole_file(path, "submission", make_folder=True)
+    with whole as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["trial_indices", "image_ids", "prediction", "neuron_ids"])
+        rows = (row for batch in predictions for row in np.asarray(batch).tolist())
+        named = zip(np.asarray(trial_idx).tolist(), np.asarray(image_ids).tolist(), rows, strict=True)
+        for trial, image, row in named:
+            writer.writerow([trial, image, row, ids])
     return path

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..figures import saved
 from ..query import TwinSummary
-from .results import Axis, Float, neuron_axis, new_figure, saved
+from .results import Axis, Float, neuron_axis, new_panels
 
 if TYPE_CHECKING:
     from ..twins import Mouse
@@ -34,8 +35,8 @@ class ReceptiveFields:
     twin: TwinSummary
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Each field with a range of its own; the matplotlib figure. Raises Unimplemented without matplotlib."""
-        figure, panels = new_figure(len(self.fields), (2.4, 1.7), self.twin)
+        """Each field with a range of its own. Returns the matplotlib figure; raises as `Experiment.plot`."""
+        figure, panels = new_panels(len(self.fields), (2.4, 1.7), self.twin)
         for panel, neuron, field in zip(panels, self.neurons, self.fields, strict=True):
             most = float(np.abs(field).max()) or 1.0
             panel.imshow(field, cmap="RdBu_r", vmin=-most, vmax=most)

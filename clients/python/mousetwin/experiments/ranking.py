@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidArgument
+from ..figures import saved
 from ..query import TwinSummary
-from .results import Axis, Float, neuron_axis, new_figure, saved
+from .results import Axis, Float, neuron_axis, new_panels
 
 if TYPE_CHECKING:
     from ..twins import Mouse
@@ -39,9 +40,9 @@ class TopImages:
     count: int
 
     def plot(self, images: ArrayLike, path: str | Path | None = None) -> Any:
-        """The images, a row a neuron; `images` is the set. Returns the matplotlib figure."""
+        """The images, a row a neuron, out of the set. Returns the matplotlib figure; raises as `Experiment.plot`."""
         shown = np.asarray(images)
-        figure, panels = new_figure(self.indices.size, (2.4, 1.8), self.twin, columns=self.indices.shape[1])
+        figure, panels = new_panels(self.indices.size, (2.4, 1.8), self.twin, columns=self.indices.shape[1])
         neurons = np.repeat(self.neurons, self.indices.shape[1])
         cells = zip(panels, neurons, self.indices.flat, self.responses.flat, strict=True)
         for panel, neuron, index, response in cells:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Unimplemented
+from ..figures import new_figure, saved
 from ..query import TwinSummary
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ class Experiment:
 
         Raises:
             Unimplemented: matplotlib is not installed (`pip install 'mousetwin[plot]'`).
+            InvalidArgument: `path` is no picture's name.
+            NotFound: `path` cannot be written.
         """
         axis = axis or next(iter(self.axes))
-        figure, (panel,) = new_figure(1, (5.0, 3.4), self.twin)
+        figure, (panel,) = new_panels(1, (5.0, 3.4), self.twin)
         # An axis of conditions is a table: its rows are counted.
         places = self.axes[axis] if self.axes[axis].ndim == 1 else np.arange(len(self.axes[axis]))
         for neuron, curve in zip(self.axes["neuron"], self.curve(axis).T, strict=True):
@@ -69,27 +71,17 @@ class Experiment:
         return saved(figure, path)
 
 
-def new_figure(panels: int, size: tuple[float, float], twin: TwinSummary, columns: int = 5) -> tuple[Any, list[Any]]:
+def new_panels(panels: int, size: tuple[float, float], twin: TwinSummary, columns: int = 5) -> tuple[Any, list[Any]]:
     """A figure of so many panels, titled with the twin. Raises Unimplemented without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise Unimplemented("plots need matplotlib: pip install 'mousetwin[plot]'", field="plot") from None
     columns = min(columns, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    figure = new_figure(size[0] * columns, size[1] * rows)
     every = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in every[panels:]:
         spare.axis("off")
     made_up = " (synthetic mouse)" if twin.synthetic else ""
     figure.suptitle(f"{twin.twin.mouse} {twin.twin.model}{made_up}", fontsize=10)
     return figure, every[:panels]
-
-
-def saved(figure: Any, path: str | Path | None) -> Any:
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
 
 
 def neuron_axis(mouse: Mouse, asked: Mapping[str, Any]) -> Axis:

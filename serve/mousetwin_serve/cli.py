@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,23 @@ def serve_command(commands: Any) -> None:
     parser = commands.add_parser("serve", help="serve exported twins over gRPC and REST")
     parser.add_argument("--models", type=Path, metavar="MODELS", help="folder of bundles (default: the demo mouse)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s; 0 takes a free one")
+    port = _whole_number(0, 65535)
+    parser.add_argument("--http-port", type=port, default=8000, help="default: %(default)s; 0 takes a free one")
+    parser.add_argument("--grpc-port", type=port, default=8001, help="default: %(default)s; 0 takes a free one")
     parser.add_argument(
         "--device", default="auto", help="auto (GPUs if there are any, else the CPU), cpu, cuda (all GPUs) or cuda:N"
     )
     parser.add_argument("--tf32", action="store_true", help="let GPUs round what they multiply to 10 bits")
-    parser.add_argument("--threads", type=int, default=0, help="CPU cores to run on (default: all)")
-    parser.add_argument("--max-batch", type=int, help="images in one run (default: what is fastest)")
-    parser.add_argument("--max-queue", type=int, default=8192, help="images that may wait (default: %(default)s)")
+    count = _whole_number(1, 1_000_000)
+    parser.add_argument("--threads", type=_whole_number(0, 1024), default=0, help="CPU cores to run on (default: all)")
+    parser.add_argument("--max-batch", type=count, help="images in one run (default: what is fastest)")
+    parser.add_argument("--max-queue", type=count, default=8192, help="images that may wait (default: %(default)s)")
+    # gRPC counts the bytes of a message in 32 bits.
     parser.add_argument(
-        "--max-request-mb", type=int, default=64, help="size of one request in MiB (default: %(default)s)"
+        "--max-request-mb",
+        type=_whole_number(1, 2047),
+        default=64,
+        help="size of one request in MiB (default: %(default)s)",
     )
     parser.set_defaults(run=_run_serve, extra="serve")
 
@@ -64,6 +71,19 @@ def _run_serve(args: argparse.Namespace) -> int:
 
     asyncio.run(main())
     return 0
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {least} to {most}")
+        return number
+
+    return read
 
 
 def archive_command(commands: Any) -> None:

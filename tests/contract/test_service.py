@@ -22,6 +22,7 @@ from bundles import BUSY, FULL, IMAGE_ONLY
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from mousetwin.cli import main
 from mousetwin.v1 import digital_twin_pb2 as pb
 from numpy.testing import assert_allclose
 from running import Service, as_command, until
@@ -252,3 +253,23 @@ def test_no_models_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "bundle.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--http-port", "70000", "from 0 to 65535"),
+        ("--grpc-port", "-1", "from 0 to 65535"),
+        ("--threads", "-1", "from 0 to 1024"),
+        ("--max-batch", "0", "from 1 to 1000000"),
+        ("--max-queue", "many", "from 1 to 1000000"),
+        ("--max-request-mb", "2048", "from 1 to 2047"),
+    ],
+)
+def test_a_number_it_could_not_serve_with_is_refused(
+    option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}: '{value}', expected a whole number {expected}" in capsys.readouterr().err

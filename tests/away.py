@@ -65,6 +65,9 @@ class Away(np.lib.mixins.NDArrayOperatorsMixin):
         return self if "out" in options else Away(found)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if "device" in kwargs:
+            # NumPy 2 hands it on for np.full and np.ones though nobody named one, and no function of CuPy's takes it.
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument 'device'")
         if function in _MADE_LIKE:
             # These may be told of the host's: they bring it over.
             return Away(function(*(_here(a) if isinstance(a, Away) else a for a in args), **kwargs))

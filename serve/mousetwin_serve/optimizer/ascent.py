@@ -73,7 +73,7 @@ class _Best:
     """The best that each image has been, so far."""
 
     def __init__(self, images: Double) -> None:
-        self.scores: Double = np.full(len(images), -np.inf, like=images)
+        self.scores: Double = np.full_like(images, -np.inf, shape=(len(images),))
         self.images: Double | None = None
 
     def take(self, images: Double, scores: Double, better: NDArray[np.bool_]) -> None:

@@ -92,7 +92,7 @@ class Constraints:
     def kept(self, images: Double) -> NDArray[np.bool_]:
         """Which of projected images (N, H, W) have the size that is held; a blank one cannot be scaled to it."""
         if self.size is None or self.capped:
-            return np.full(len(images), True, like=images)
+            return np.ones_like(images, bool, shape=(len(images),))
         return self._size_of(images - self.center)[:, 0, 0] > 0.99 * self.size
 
     def shown(self, images: Double) -> Double:
@@ -105,7 +105,7 @@ class Constraints:
         inside = np.clip(moved, low, high)
         for _ in range(_ROUNDS):
             off = np.zeros((len(moved), 1, 1), like=moved) if self.mean is None else self._mean(inside)
-            factor = np.ones((len(moved), 1, 1), like=moved)
+            factor = np.ones_like(moved, shape=(len(moved), 1, 1))
             if self.size is not None:
                 factor = self.size / np.maximum(self._size_of(inside), 1e-12)
                 factor = np.minimum(factor, 1) if self.capped else factor

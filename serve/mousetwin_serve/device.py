@@ -161,7 +161,8 @@ def usable_gpus() -> list[str]:
         found = re.search(r"CUDA failure \d+: [^;]+", str(error))
         trouble = found[0].strip() if found else " ".join(str(error).split())
     finally:
-        ort.set_default_logger_severity(_WARNING)
+        # Not warnings: at each session there would be one that no plug-in for CUDA is there, and none is needed.
+        ort.set_default_logger_severity(_ERROR)
     if trouble:
         raise DeviceError(
             f"the CUDA provider does not start: {trouble}; onnxruntime {ort.__version__} is built for CUDA "
@@ -214,7 +215,7 @@ def _cores() -> int:
 # TF32 rounds each factor by up to 2⁻¹¹ of it: a thousandth of responses of up to 20 or so, and some room; not measured.
 _TF32 = (0.05, 0.02)
 # Of ONNX Runtime's log.
-_WARNING, _FATAL = 2, 4
+_ERROR, _FATAL = 3, 4
 # The smallest graph there is (y = Identity(x), opset 18), for trying a provider.
 _IDENTITY = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001012"

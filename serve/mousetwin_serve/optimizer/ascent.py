@@ -77,8 +77,8 @@ class _Best:
         self.images: Double | None = None
 
     def take(self, images: Double, scores: Double, better: NDArray[np.bool_]) -> None:
-        self.images = images.copy() if self.images is None else self.images
-        self.images[better] = images[better]
+        # No masks as indices: a GPU would have to tell how many there are before it could go on.
+        self.images = np.where(better[:, None, None], images, images if self.images is None else self.images)
         self.scores = np.where(better, scores, self.scores)
 
 
@@ -170,10 +170,10 @@ class _Mover:
         if self._floor is None:
             assert self._plan.group is not None
             group = self._plan.group
-            tops = best
+            tops = best.copy()
             for name in np.unique(group):
-                members = np.asarray(group == name, like=best)
-                tops = np.where(members, best[members].max(), tops)
+                members = np.asarray(np.flatnonzero(group == name), like=best)
+                tops[members] = best[members].max()
             # For a negative best a share would ask for more than it.
             self._floor = tops - (1 - self._plan.min_share) * np.abs(tops)
         return self._floor
@@ -221,7 +221,7 @@ class _Mover:
         up = gradient / (norm(gradient) + _TINY)
         moved = np.empty_like(gradient)
         for n, name in enumerate(group):
-            others = unit[np.asarray((group == name) & (np.arange(len(group)) != n), like=unit)]
+            others = unit[np.asarray(np.flatnonzero((group == name) & (np.arange(len(group)) != n)), like=unit)]
             # Down the mean cosine to the others, and neither up nor down the objective.
             away = -others.mean(0) if len(others) else np.zeros_like(unit[n])
             away = away - (away * up[n]).sum() * up[n]

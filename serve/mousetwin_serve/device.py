@@ -17,7 +17,7 @@ import onnxruntime as ort
 from mousetwin.errors import InvalidArgument, MousetwinError
 from numpy.typing import NDArray
 
-from .memory import gpu, on_gpu, wait_for_gpu
+from .memory import compute_on_gpu, gpu, on_gpu, wait_for_gpu
 
 
 class DeviceError(MousetwinError):
@@ -168,6 +168,14 @@ def usable_gpus() -> list[str]:
             f"the CUDA provider does not start: {trouble}; onnxruntime {ort.__version__} is built for CUDA "
             f"{_built_for()}, the driver is of CUDA {version}, pip install 'mousetwin[gpu]' brings the libraries"
         )
+    try:
+        compute_on_gpu(0)
+    except Exception as error:  # of CuPy's many parts, each of which has its own
+        told = " ".join(str(error).split())
+        raise DeviceError(
+            f"cupy does not work: {told[:300]}; the driver is of CUDA {version}, pip install 'mousetwin[gpu]' brings "
+            "what it needs"
+        ) from None
     return names
 
 

@@ -23,6 +23,11 @@ def on_gpu(array: NDArray[Any], index: int) -> NDArray[Any]:
     return copied
 
 
+def compute_on_gpu(index: int) -> None:
+    """Compute something. Raises what CuPy raises where it cannot, for want of a driver, a compiler or a library."""
+    on_host(on_gpu(np.ones(1), index) + 1)
+
+
 def wait_for_gpu(index: int) -> None:
     """Until all that was asked of a GPU on CuPy's stream is done."""
     import cupy

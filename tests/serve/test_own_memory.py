@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from away import Away, AwayDevice
+from bundles import FULL, IMAGE_ONLY, TinyTwin
 from mousetwin.optimization import Ascent, Constraints, Diversity, OptimizeQuery, OptimizeResult, Start, Target
 from mousetwin.query import Prediction, PredictQuery, Space, TwinRef
 from mousetwin_serve import bundle
@@ -19,7 +21,7 @@ from mousetwin_serve.batcher import BatchSettings
 from mousetwin_serve.bound import Profile
 from mousetwin_serve.device import CPU, Device
 from mousetwin_serve.engine import Engine
-from mousetwin_serve.optimizer.run import optimize
+from mousetwin_serve.optimizer.run import optimize, warm_up
 from mousetwin_serve.repository import DEMO_MODELS, Repository
 from mousetwin_serve.service import TwinService
 from mousetwin_serve.stimulus import Limits
@@ -194,6 +196,20 @@ def test_everything_is_ready_before_the_first_request() -> None:
     fresh = twin_on(AwayDevice())
     assert set(fresh.engine.replays) == set(fresh.summary.graphs)
     assert 1 <= fresh.engine.best_batch <= fresh.engine.max_batch
+
+
+@pytest.mark.parametrize("twin", [FULL, IMAGE_ONLY, replace(FULL, statistics=False), replace(FULL, has_gradient=False)])
+def test_what_an_optimisation_needs_is_compiled_before_the_first_request(twin: TinyTwin, tmp_path: Path) -> None:
+    twin.write(tmp_path)
+    devices = [AwayDevice(), AwayDevice(index=1)]
+    twins = Repository.load(tmp_path, devices).twins
+    for device in devices:
+        device.put_bytes.clear()
+    warm_up(twins.values())
+    # Eight trials of an image of doubles, where there is anything to climb.
+    image = 8 * int(np.prod(twin.native)) * 8
+    for device in devices:
+        assert (image in device.put_bytes) == twin.has_gradient
 
 
 def test_what_a_replay_may_be_off_by_is_told() -> None:

@@ -24,6 +24,7 @@ from mousetwin.wire import SERVICE
 from ..api.grpc_service import DigitalTwinServicer
 from ..api.rest import build_app
 from ..device import Device
+from ..optimizer.run import warm_up
 from ..repository import Repository
 from ..service import TwinService
 
@@ -143,6 +144,7 @@ async def serve(service: TwinService, addresses: Addresses, devices: Sequence[De
     Raises:
         HostError: a port cannot be had.
     """
+    warm_up(service.repository.twins.values())
     server = StandaloneServer(service, addresses)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
+from mousetwin.optimization import Ascent, OptimizeProgress, OptimizeQuery, OptimizeResult, Target
+from mousetwin.query import TwinRef
 
 from ..device import Device
 from ..memory import on_host
@@ -22,6 +23,8 @@ from .request import Request, read
 
 # Larger arrays stand in a record as their sha256.
 _IN_FULL = 4096
+# Enough for each kind of step to be taken.
+_WARM_UP_STEPS = 12
 
 
 def optimize(
@@ -55,6 +58,34 @@ def optimize(
         yield reported
         if isinstance(reported, OptimizeResult):
             return
+
+
+def warm_up(twins: Iterable[Twin]) -> None:
+    """Optimise an image on each device that has memory of its own, so that nobody waits for what is compiled for it.
+
+    A GPU's libraries compile an operation when it is first asked for: seconds for all of an optimisation's.
+
+    Args:
+        twins: on the same devices; what is compiled for one serves all.
+    """
+    for twin in twins:
+        if not twin.engine.no_gradient:
+            break
+    else:
+        return
+    name, summary = twin.identity, twin.summary
+    for device in twin.engine.devices:
+        if not device.own_memory:
+            continue
+        query = OptimizeQuery(
+            (TwinRef(name.mouse, name.model, name.version),),
+            Target(neurons=np.zeros((1, 1), np.int64)),
+            behavior=np.zeros(len(summary.behavior)) if summary.behavior else None,
+            pupil_center=np.zeros(2) if summary.pupil_center else None,
+            ascent=Ascent(steps=_WARM_UP_STEPS),
+        )
+        for _ in optimize(query, [twin], Limits(), lambda _, batch: twin.engine.answer(batch), device):
+            pass
 
 
 def _report(query: OptimizeQuery, request: Request, step: Step) -> OptimizeProgress:

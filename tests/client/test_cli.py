@@ -193,6 +193,8 @@ def test_most_exciting_images_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     given = [] if "--out" in arguments else ["--out", "meis.npz"]
@@ -200,7 +202,9 @@ def test_most_exciting_images_that_cannot_be_written(
     assert main([*command, *given, *arguments]) == 1
     (complaint,) = [line for line in capsys.readouterr().err.splitlines() if "mousetwin" in line]
     assert complaint.startswith(f"mousetwin: {words}")
-    assert {file.name for file in tmp_path.iterdir()} == {"file", *given[1:]}
+    # What was found is not lost where only the picture cannot be written.
+    found = ["meis.npz"] if words.startswith("nowhere/meis.png") else []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", *found]
 
 
 def test_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MousetwinError
+from .figures import picture_kind
 from .files import whole_file
 from .predict_cli import add_predict
 from .progress import ProgressBar
@@ -109,6 +110,8 @@ def _add_mei(commands: Any) -> None:
 
 
 def _run_mei(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        picture_kind(args.plot)
     with whole_file(args.out, "out") as stream, connect(args.server, timeout=args.timeout) as twins:
         mouse = twins.mouse(args.mouse, args.model, args.version)
         found = mouse.optimize(

@@ -18,20 +18,25 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def saved(figure: Any, path: str | Path | None) -> Any:
-    """The figure, written to a picture file if one is named.
+def picture_kind(path: str | Path) -> str:
+    """What kind of picture a name means, by its ending.
 
     Raises:
-        InvalidArgument: the name's ending is of no kind of picture that matplotlib draws.
-        NotFound: the file cannot be written.
+        Unimplemented: matplotlib is not installed.
+        InvalidArgument: none that matplotlib draws.
     """
-    if path is None:
-        return figure
-    kind, kinds = Path(path).suffix[1:].lower(), sorted(figure.canvas.get_supported_filetypes())
+    kind, kinds = Path(path).suffix[1:].lower(), sorted(new_figure(1, 1).canvas.get_supported_filetypes())
     if kind not in kinds:
         raise InvalidArgument(
             f"plot: {str(path)!r}, expected a name that ends in one of {', '.join(kinds)}", field="plot"
         )
-    with whole_file(path, "plot") as stream:
-        figure.savefig(stream, format=kind, dpi=120)
+    return kind
+
+
+def saved(figure: Any, path: str | Path | None) -> Any:
+    """The figure, written to a picture file if one is named. Raises as `picture_kind` and `whole_file`."""
+    if path is not None:
+        kind = picture_kind(path)
+        with whole_file(path, "plot") as stream:
+            figure.savefig(stream, format=kind, dpi=120)
     return figure

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from . import scores
 from .dataset import Dataset
 from .errors import InvalidArgument
+from .figures import picture_kind
 from .files import whole_file
 from .frames import frame_size
 from .progress import ProgressBar
@@ -39,6 +40,8 @@ def add_score(commands: Any, add_server: Callable[[argparse.ArgumentParser], Non
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        picture_kind(args.plot)
     with Dataset.open(args.dataset) as dataset, connect(args.server, timeout=args.timeout) as twins:
         mice = _models(twins, args.mouse, args.model)
         several = len(mice) > 1

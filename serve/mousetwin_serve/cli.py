@@ -73,19 +73,6 @@ def _run_serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _whole_number(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {least} to {most}")
-        return number
-
-    return read
-
-
 def archive_command(commands: Any) -> None:
     """Add `archive` to the `mousetwin` command."""
     parser = commands.add_parser("archive", help="write a model store for TorchServe")
@@ -114,3 +101,16 @@ def _run_archive(args: argparse.Namespace) -> int:
     config = os.path.relpath(args.out / "config.properties")
     print(f"Serve them with: torchserve --start --foreground --ncs --ts-config {config}")
     return 0
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {least} to {most}")
+        return number
+
+    return read

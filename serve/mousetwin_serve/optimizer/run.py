@@ -68,10 +68,8 @@ def warm_up(twins: Iterable[Twin]) -> None:
     Args:
         twins: on the same devices; what is compiled for one serves all.
     """
-    for twin in twins:
-        if not twin.engine.no_gradient:
-            break
-    else:
+    twin = next((twin for twin in twins if not twin.engine.no_gradient), None)
+    if twin is None:
         return
     name, summary = twin.identity, twin.summary
     for device in twin.engine.devices:

@@ -26,7 +26,7 @@ from bulk import post
 from cuda_graphs import capture
 from latency import start
 from mousetwin.optimization import Ascent, OptimizeQuery, OptimizeResult, Target
-from mousetwin.query import TwinRef
+from mousetwin.query import Space, TwinRef
 from mousetwin_serve import bundle
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import DeviceError, choose
@@ -138,7 +138,13 @@ def meis(twin: Twin, steps: int, batch: int) -> None:
     name = TwinRef(summary.twin.mouse, summary.twin.model, summary.twin.version)
 
     def found(neurons: Any) -> OptimizeResult:
-        query = OptimizeQuery((name,), Target(neurons=neurons[:, None]), behavior=behavior, ascent=Ascent(steps=steps))
+        query = OptimizeQuery(
+            (name,),
+            Target(neurons=neurons[:, None]),
+            behavior=behavior,
+            condition_space=Space.MODEL,
+            ascent=Ascent(steps=steps),
+        )
         *_, result = optimize(query, [twin], Limits(), lambda _, asked: engine.answer(asked), engine.devices[0])
         assert isinstance(result, OptimizeResult)
         return result

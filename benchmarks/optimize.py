@@ -98,7 +98,8 @@ def compare(folder: Path, checkpoints: Path, mouse: str, file: str, config: str,
     """Print one mouse's table."""
     with mousetwin.connect(f"local:{folder}") as twins:
         twin = twins.mouse(mouse, "cnn")
-        given: dict[str, Any] = {"behavior": BEHAVIOR[0], "pupil_center": [0, 0]} if twin.summary.behavior else {}
+        model_units = {"behavior": BEHAVIOR[0], "pupil_center": [0, 0], "condition_space": "model"}
+        given: dict[str, Any] = model_units if twin.summary.behavior else {}
         read = checkpoint.read_checkpoint(checkpoints / file)
         described = yaml.safe_load((checkpoints / config).read_text())["model_config"]
         model = original.build_original(described, {mouse: twin.summary.neurons}, (36, 64), 3 if given else 0)

@@ -33,10 +33,12 @@ class Answer:
     twin: tuple[str, str, str]
     digest: str
     defaults: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     gradient: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 INPUTS = ("images", "behavior", "pupil_center")
+WORDS = ("model", "version", "space", "condition_space")
 
 
 class Refused(Exception):
@@ -86,7 +88,8 @@ class ClientHost:
             raise Refused(error.code, error.field, str(error), error.request_id) from error
         assert found.twin is not None
         twin = found.twin
-        return Answer(np.asarray(found), (twin.mouse, twin.model, twin.version), twin.digest, found.defaults)
+        named = (twin.mouse, twin.model, twin.version)
+        return Answer(np.asarray(found), named, twin.digest, found.defaults, found.warnings)
 
     def about(self, mouse: str, **which: str) -> tuple[dict[str, Any], str]:
         info = self.twins.mouse(mouse, **which).info
@@ -121,7 +124,7 @@ class RestHost:
         return self._answer(f"/v1/mice/{mouse}/gradient", images=images, cotangent=cotangent, **arguments)
 
     def _answer(self, path: str, **arguments: Any) -> Answer:
-        words = {name: arguments.pop(name) for name in ("model", "version", "space") if name in arguments}
+        words = {name: arguments.pop(name) for name in WORDS if name in arguments}
         arrays = {name: value for name, value in arguments.items() if value is not None}
         if self.media_type == JSON:
             content = json.dumps({**{name: np.asarray(v).tolist() for name, v in arrays.items()}, **words}).encode()
@@ -149,7 +152,10 @@ class RestHost:
             with np.load(io.BytesIO(response.content)) as archive:
                 found = dict(archive)
         gradient = {name: np.array(found[name], np.float32) for name in INPUTS if found.get(name) is not None}
-        return Answer(np.array(found["responses"], np.float32), twin, digest, defaults, gradient)
+        warnings = tuple(json.loads(headers.get("x-mousetwin-warnings", "[]")))
+        if self.media_type == JSON:
+            assert tuple(found["warnings"]) == warnings
+        return Answer(np.array(found["responses"], np.float32), twin, digest, defaults, warnings, gradient)
 
     def about(self, mouse: str, **which: str) -> tuple[dict[str, Any], str]:
         info = self.http.get(f"/v1/mice/{mouse}", params=which).raise_for_status().json()

@@ -59,7 +59,7 @@ def _run_serve(args: argparse.Namespace) -> int:
     limits = Limits(request_bytes=args.max_request_mb << 20)
     models = args.models or DEMO_MODELS
     repository = Repository.load(models, devices, limits)
-    for line in repository.refused:
+    for line in repository.refused.values():
         print(f"mousetwin: {line}", file=sys.stderr)
     if not repository.twins:
         raise NotFound(f"{models}: no twin in it can be served, expected MOUSE/MODEL/VERSION/bundle.json")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mousetwin.errors import Internal, MousetwinError, NotFound
 from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
@@ -19,10 +21,26 @@ def open_local(address: str) -> LocalTransport:
     """The twins in the folder behind "local:"; "local:" alone is the built-in demo mouse.
 
     Raises:
-        NotFound: no such folder.
+        NotFound: no such folder, or no bundle in it can be served; the message says why.
     """
-    folder = address.removeprefix("local:")
-    return LocalTransport(Repository.load(Path(folder) if folder else DEMO_MODELS, choose("auto")))
+    name = address.removeprefix("local:")
+    folder = Path(name) if name else DEMO_MODELS
+    with _in_our_words():
+        repository = Repository.load(folder, choose("auto"))
+    if not repository.twins and repository.refused:
+        raise NotFound(f"address: {next(iter(repository.refused.values()))}", field="address")
+    return LocalTransport(repository)
+
+
+@contextlib.contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What the engine raises as an `Internal` that says why: there is no log of a service to look into."""
+    try:
+        yield
+    except MousetwinError:
+        raise
+    except Exception as error:  # ONNX Runtime has no base class for what it raises
+        raise Internal(f"the engine failed: {' '.join(str(error).split())}") from error
 
 
 class LocalTransport:
@@ -40,7 +58,9 @@ class LocalTransport:
     def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
         twin = self._repository.find(query.twin)
         stimulus = twin.stimulus.read(query)
-        return twin.answer(stimulus, twin.engine.answer(stimulus.batch))
+        with _in_our_words():
+            answer = twin.engine.answer(stimulus.batch)
+        return self._repository.with_stand_in(twin.answer(stimulus, answer), query.twin)
 
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         return (self.ask(query, timeout) for query in queries)
@@ -51,7 +71,10 @@ class LocalTransport:
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
         twins = [self._repository.find(twin) for twin in query.twins]
         device = twins[0].engine.devices[0] if twins else CPU
-        return optimize(query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch), device)
+        with _in_our_words():
+            yield from optimize(
+                query, twins, Limits(), lambda number, batch: twins[number].engine.answer(batch), device
+            )
 
     def close(self) -> None:
         """Nothing to close."""

@@ -45,6 +45,13 @@ class Metrics:
             "mousetwin_queued_images", "Images waiting for the engine.", ["mouse", "model"], registry=self._registry
         )
 
+        self.refused = Gauge(
+            "mousetwin_refused_bundles",
+            "Bundles that were found and are not served: 1 each.",
+            ["mouse", "model", "version"],
+            registry=self._registry,
+        )
+
     def expose(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)

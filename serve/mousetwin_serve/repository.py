@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mousetwin.errors import InvalidArgument, NotFound
-from mousetwin.query import TwinRef
+from mousetwin.query import Prediction, TwinRef, stand_in_warning
 
 from . import bundle
 from .device import Device
@@ -18,6 +19,7 @@ from .twin import Twin
 Key = tuple[str, str, str]
 
 DEMO_MODELS = Path(__file__).parent / "demo"
+_REFUSED = "was found and does not verify: the service's log says why"
 
 
 class Repository:
@@ -25,12 +27,15 @@ class Repository:
 
     Attributes:
         twins: by mouse, model and version, the newest version last.
-        refused: a line for each bundle that was found and is not served, with the reason.
+        refused: for each bundle that was found and is not served, a line with the reason.
     """
 
-    def __init__(self, twins: Iterable[Twin], refused: Iterable[str] = ()) -> None:
+    def __init__(self, twins: Iterable[Twin], refused: Mapping[Key, str] | None = None) -> None:
         self.twins = {(t.identity.mouse, t.identity.model, t.identity.version): t for t in twins}
-        self.refused = list(refused)
+        self.refused = dict(refused or {})
+        for (mouse, model, version), twin in self.twins.items():
+            newer = [v for m, n, v in self.refused if (m, n) == (mouse, model) and _order(v) > _order(version)]
+            twin.stands_in_for(tuple(newer))
 
     @classmethod
     def load(cls, models: Path, devices: Sequence[Device], limits: Limits | None = None) -> Repository:
@@ -41,17 +46,23 @@ class Repository:
         Raises:
             NotFound: `models` is no folder.
         """
-        twins, refused = [], []
+        twins, refused = [], dict[Key, str]()
         for folder in folders(models):
             try:
                 twins.append(Twin(bundle.read(folder), devices, limits or Limits()))
             except bundle.BundleError as error:
-                refused.append(f"not served: {located(error, folder)}")
+                refused[_key(folder)] = f"not served: {located(error, folder)}"
         return cls(twins, refused)
 
     def find(self, ref: TwinRef) -> Twin:
         """The twin that `ref` means. Raises as `resolve`."""
-        return self.twins[resolve(self.twins, ref)]
+        return self.twins[resolve(self.twins, ref, self.refused)]
+
+    def with_stand_in(self, answer: Prediction, ref: TwinRef) -> Prediction:
+        """The answer with a warning where `ref` left the version open and a newer one was found and refused."""
+        if ref.version or not (warning := stand_in_warning(self.find(ref).summary)):
+            return answer
+        return replace(answer, warnings=(*answer.warnings, warning))
 
 
 def folders(models: Path) -> list[Path]:
@@ -66,36 +77,43 @@ def folders(models: Path) -> list[Path]:
     return [folder for folder in found if folder.is_dir() and not folder.name.startswith(".")]
 
 
-def resolve(twins: Iterable[Key], ref: TwinRef) -> Key:
+def resolve(twins: Iterable[Key], ref: TwinRef, refused: Iterable[Key] = ()) -> Key:
     """Which of the twins (mouse, model, version) `ref` means.
+
+    A model that is not named is only meant where the mouse has no other, served or refused. A version that is not named
+    is the newest that is served.
 
     Args:
         twins: versions of a model from the oldest to the newest.
         ref: as a caller named it.
+        refused: what was found and is not served.
 
     Raises:
-        NotFound: no such mouse, model or version; the message lists those there are.
+        NotFound: no such mouse, model or version; the message lists those there are, and tells of a refused one.
         InvalidArgument: the mouse is not named, or has several models and none is named.
     """
-    keys = list(twins)
+    keys, others = list(twins), list(refused)
     mice = _listed(mouse for mouse, _, _ in keys)
     if not ref.mouse:
         raise InvalidArgument(f"mouse: missing, expected one of {mice}", field="mouse")
     models = list(dict.fromkeys(model for mouse, model, _ in keys if mouse == ref.mouse))
     if not models:
-        raise NotFound(f"mouse: {_brief(ref.mouse)} is not served, expected one of {mice}", field="mouse")
-    if not ref.model and len(models) > 1:
-        raise InvalidArgument(f"model: {ref.mouse} has several, expected one of {_listed(models)}", field="model")
+        why = _REFUSED if any(mouse == ref.mouse for mouse, _, _ in others) else "is not served"
+        raise NotFound(f"mouse: {_brief(ref.mouse)} {why}, expected one of {mice}", field="mouse")
+    unserved = list(dict.fromkeys(m for mouse, m, _ in others if mouse == ref.mouse and m not in models))
+    if not ref.model and len(models) + len(unserved) > 1:
+        also = f"; {_listed(unserved)} {_REFUSED}" if unserved else ""
+        raise InvalidArgument(f"model: {ref.mouse} has several, expected one of {_listed(models)}{also}", field="model")
     model = ref.model or models[0]
     if model not in models:
-        raise NotFound(f"model: {ref.mouse} has no {_brief(model)}, expected one of {_listed(models)}", field="model")
+        what = f"{_brief(model)} {_REFUSED}" if model in unserved else f"{ref.mouse} has no {_brief(model)}"
+        raise NotFound(f"model: {what}, expected one of {_listed(models)}", field="model")
     versions = [version for mouse, name, version in keys if (mouse, name) == (ref.mouse, model)]
     version = ref.version or versions[-1]
     if version not in versions:
-        raise NotFound(
-            f"version: {ref.mouse}/{model} has no {_brief(version)}, expected one of {_listed(versions)}",
-            field="version",
-        )
+        there = (ref.mouse, model, version) in others
+        what = f"{_brief(version)} {_REFUSED}" if there else f"{ref.mouse}/{model} has no {_brief(version)}"
+        raise NotFound(f"version: {what}, expected one of {_listed(versions)}", field="version")
     return ref.mouse, model, version
 
 
@@ -107,9 +125,17 @@ def located(error: bundle.BundleError, folder: Path) -> str:
 
 
 def _by_version(folder: Path) -> tuple[str, str, list[tuple[int, str]]]:
+    mouse, model, version = _key(folder)
+    return (mouse, model, _order(version))
+
+
+def _key(folder: Path) -> Key:
+    return (folder.parent.parent.name, folder.parent.name, folder.name)
+
+
+def _order(version: str) -> list[tuple[int, str]]:
     # Numbers count as numbers, so that version 10 is newer than 9.
-    parts = [(int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", folder.name)]
-    return (folder.parent.parent.name, folder.parent.name, parts)
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(re.split("([0-9]+)", version))]
 
 
 def _listed(names: Iterable[str]) -> str:

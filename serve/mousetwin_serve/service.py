@@ -67,9 +67,16 @@ class TwinService:
             twin.identity: Batcher(twin.engine, self._executor, batching, self._recorder(twin))
             for twin in repository.twins.values()
         }
+        for key in repository.refused:
+            self.metrics.refused.labels(*key).set(1)
         for identity, batcher in self._batchers.items():
             gauge = self.metrics.queued.labels(identity.mouse, identity.model)
             gauge.set_function(functools.partial(getattr, batcher, "queued"))
+
+    @property
+    def not_served(self) -> list[str]:
+        """Bundles that were found and are not served, as mouse/model/version."""
+        return ["/".join(key) for key in self.repository.refused]
 
     def list_mice(self) -> list[TwinSummary]:
         return [twin.summary for twin in self.repository.twins.values()]
@@ -94,7 +101,8 @@ class TwinService:
         stimulus = await asyncio.to_thread(twin.stimulus.read, query) if large else twin.stimulus.read(query)
         answer = await self._batchers[twin.identity].submit(stimulus.batch, deadline, bulk=bulk)
         large = large and bool(answer.gradient)
-        return await asyncio.to_thread(twin.answer, stimulus, answer) if large else twin.answer(stimulus, answer)
+        found = await asyncio.to_thread(twin.answer, stimulus, answer) if large else twin.answer(stimulus, answer)
+        return self.repository.with_stand_in(found, query.twin)
 
     async def answer_stream(
         self, queries: AsyncIterator[PredictQuery], deadline: float | None = None

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from mousetwin.conditions import condition_space
 from mousetwin.errors import InvalidArgument, PayloadTooLarge
 from mousetwin.query import GradientQuery, PredictQuery, Space
 from numpy.typing import NDArray
 
+from . import plausibility
 from .batch import Batch, Float
 from .bundle import Inputs, Manifest, Moments
 from .rescale import rescale, rescale_back
@@ -44,15 +46,35 @@ class Stimulus:
 
     Attributes:
         batch: in model space.
-        defaults: inputs that stand at the training set's mean.
-        space: what the query's numbers meant.
+        conditions: where its behavior and pupil center come from.
+        space: what the numbers of the images meant.
         shape: of the images as they were sent, with a row an answer.
+        warnings: what is nearly always a mistake.
     """
 
     batch: Batch
-    defaults: tuple[str, ...]
+    conditions: Conditions
     space: Space
     shape: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Behavior (N, B) and pupil center (N, 2) as the network takes them, where it takes them.
+
+    Attributes:
+        behavior, pupil_center: float32.
+        space: what the numbers that were sent meant.
+        defaults: which of the two stand at the training set's mean.
+        warnings: what is nearly always a mistake.
+    """
+
+    behavior: Float | None
+    pupil_center: Float | None
+    space: Space
+    defaults: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class StimulusReader:
@@ -113,9 +135,10 @@ class StimulusReader:
         cotangent = _cotangent(query.cotangent, count, answered) if isinstance(query, GradientQuery) else None
         images = self.images(query.images, space)
         images = np.repeat(images, count, 0) if len(images) < count else images
-        behavior, pupil_center, defaults = self.conditions(query.behavior, query.pupil_center, space, count)
-        batch = Batch(images, behavior, pupil_center, columns, cotangent)
-        return Stimulus(batch, defaults, space, (count, *query.images.shape[1:]))
+        given = self.conditions(query.behavior, query.pupil_center, query.condition_space or space, count)
+        batch = Batch(images, given.behavior, given.pupil_center, columns, cotangent)
+        told = (*plausibility.of_images(query.images, space), *given.warnings)
+        return Stimulus(batch, given, space, (count, *query.images.shape[1:]), told)
 
     def pull_back(self, stimulus: Stimulus, gradient: Mapping[str, Float]) -> dict[str, Float]:
         """Gradients with respect to what was sent, from those with respect to what the network takes.
@@ -128,16 +151,18 @@ class StimulusReader:
             The same in the units of the query, and the images' in their shape. What is not known in those units, the
             pupil center's where its statistics are missing, is left out.
         """
-        if stimulus.space is Space.MODEL:
-            return {**gradient, "images": gradient["images"].reshape(stimulus.shape)}
         sent: dict[str, Float] = {}
         for name, values in gradient.items():
+            space = stimulus.space if name == "images" else stimulus.conditions.space
             moments: Moments = getattr(self._statistics, name)
-            if moments.std:
+            if space is Space.MODEL:
+                sent[name] = values
+            elif moments.std:
                 std: Float = np.asarray(moments.std, np.float32)
                 sent[name] = values / (std.reshape(-1, 1, 1) if name == "images" else std)
-        sent["images"] = rescale_back(sent["images"], (stimulus.shape[-2], stimulus.shape[-1])).reshape(stimulus.shape)
-        return sent
+        if stimulus.space is Space.RAW:
+            sent["images"] = rescale_back(sent["images"], (stimulus.shape[-2], stimulus.shape[-1]))
+        return {**sent, "images": sent["images"].reshape(stimulus.shape)}
 
     def _space(self, query: PredictQuery) -> Space:
         if query.space is not None:
@@ -213,16 +238,32 @@ class StimulusReader:
             )
 
     def conditions(
-        self, behavior: NDArray[Any] | None, pupil_center: NDArray[Any] | None, space: Space, count: int
-    ) -> tuple[Float | None, Float | None, tuple[str, ...]]:
-        """Behavior (count, B) and pupil center (count, 2) as the network takes them, and which stand at a default.
+        self, behavior: NDArray[Any] | None, pupil_center: NDArray[Any] | None, said: Space | None, count: int
+    ) -> Conditions:
+        """Behavior and pupil center, `count` rows of each, as the network takes them.
 
-        Raises InvalidArgument.
+        Args:
+            behavior, pupil_center: as they were sent; None: the training set's mean.
+            said: what their numbers mean; None where the caller did not say.
+            count: of images, or of conditions.
+
+        Raises:
+            InvalidArgument: of another shape, not finite, unwanted, missing without a default, or of a space that
+                nobody said.
         """
-        behavior, default_behavior = self._behavior(behavior, space, count)
-        pupil_center, default_pupil = self._pupil_center(pupil_center, space, count)
+        given = {"behavior": behavior, "pupil_center": pupil_center}
+        # What the twin does not take is refused below, whatever its space.
+        taken = {name: values for name, values in given.items() if getattr(self._inputs, name)}
+        space = condition_space(said, taken, {name: getattr(self._statistics, name) for name in taken})
+        moved, default_behavior = self._behavior(behavior, space, count)
+        looked, default_pupil = self._pupil_center(pupil_center, space, count)
         defaults = (*(("behavior",) if default_behavior else ()), *(("pupil_center",) if default_pupil else ()))
-        return behavior, pupil_center, defaults
+        warnings: list[str] = []
+        if moved is not None and not default_behavior:
+            warnings += plausibility.of_behavior(moved, self._inputs.behavior, self._statistics.behavior)
+        if looked is not None and not default_pupil:
+            warnings += plausibility.of_pupil_center(looked, self._inputs.pupil_center)
+        return Conditions(moved, looked, space, defaults, tuple(warnings))
 
     def _behavior(self, given: NDArray[Any] | None, space: Space, count: int) -> tuple[Float | None, bool]:
         names, moments = self._inputs.behavior, self._statistics.behavior
@@ -270,7 +311,7 @@ class StimulusReader:
         if not known:
             raise InvalidArgument(
                 f"{field}: raw values need the twin's {field} statistics, which its bundle lacks; {_SUPPLY}, or send "
-                "everything in space 'model'",
+                "them in model units with condition_space 'model'",
                 field=field,
             )
 

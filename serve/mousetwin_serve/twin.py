@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from mousetwin.errors import InvalidArgument
 from mousetwin.query import (
     GradientAnswer,
     GraphReport,
@@ -57,11 +58,24 @@ class Twin:
         return replace(self._info, graphs=graphs)
 
     def answer(self, stimulus: Stimulus, answer: Answer) -> Prediction:
-        """What a caller is told: a `GradientAnswer` where a gradient was asked for."""
+        """What a caller is told: a `GradientAnswer` where a gradient was asked for.
+
+        Raises:
+            InvalidArgument: a response or a gradient is not finite.
+        """
+        defaults, warnings = stimulus.conditions.defaults, stimulus.warnings
+        check_finite("responses", answer.responses)
         if stimulus.batch.cotangent is None:
-            return Prediction(answer.responses, self.identity, stimulus.defaults)
+            return Prediction(answer.responses, self.identity, defaults, warnings)
         gradient = self.stimulus.pull_back(stimulus, answer.gradient)
-        return GradientAnswer(answer.responses, self.identity, stimulus.defaults, **gradient)
+        for name, values in gradient.items():
+            check_finite(f"the gradient of {name}", values, "cotangent")
+        return GradientAnswer(answer.responses, self.identity, defaults, warnings, **gradient)
+
+    def stands_in_for(self, newer_refused: tuple[str, ...]) -> None:
+        """Say that these newer versions of the model were found and are not served."""
+        self.summary = replace(self.summary, newer_refused=newer_refused)
+        self._info = replace(self._info, summary=self.summary)
 
     def _tell(self, bundle: Bundle) -> MouseInfo:
         manifest, neurons, statistics = bundle.manifest, bundle.manifest.neurons, bundle.manifest.statistics
@@ -92,6 +106,18 @@ class Twin:
             licence=manifest.source.licence,
             built_with=manifest.built_with,
             truth={name: np.asarray(values, np.float64) for name, values in manifest.truth.items()},
+        )
+
+
+def check_finite(what: str, values: NDArray[Any], field: str = "images") -> None:
+    """Raises InvalidArgument, naming `field`, where what was computed from the caller's values is not finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InvalidArgument(
+            f"{field}: {what} at {where} came out as {values[where]}: what was sent is beyond what the twin computes "
+            "in float32, expected values near those it was trained on",
+            field=field,
         )
 
 

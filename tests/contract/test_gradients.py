@@ -17,7 +17,7 @@ NEAR = {"rtol": 1e-5, "atol": 2e-6}
 RNG = np.random.default_rng(0)
 COTANGENT = RNG.normal(size=(3, FULL.neurons))
 BEHAVIOR = np.array([[4.0, 0.5, 9.0], [1.0, -0.5, 0.0], [7.5, 2.0, 30.0]])
-PUPIL = np.array([[10.0, -3.0], [-40.0, 12.0], [0.0, 0.0]])
+PUPIL = np.array([[10.0, -3.0], [-30.0, 9.0], [0.0, 0.0]])
 
 
 def slope(twin: Any, cotangent: Any, images: Any, **conditions: Any) -> dict[str, np.ndarray]:

@@ -151,7 +151,8 @@ def test_in_gray_levels(twins: mousetwin.Twins) -> None:
 
 def test_over_several_conditions_the_mean_counts(twins: mousetwin.Twins) -> None:
     behavior = np.array([[1.0, 0, 0], [0, 2.0, 0], [0, 0, -1.0]])
-    found = twins["full"].optimize([5], behavior=behavior, pupil_center=[1.0, -1.0], norm=2)
+    conditions: dict[str, Any] = {"behavior": behavior, "pupil_center": [1.0, -1.0], "condition_space": "model"}
+    found = twins["full"].optimize([5], **conditions, norm=2)
     image = found.images[:, None].repeat(3, 0)
     right = FULL.respond(image, behavior, np.tile([1.0, -1.0], (3, 1)))[:, 5].mean()
     assert_allclose(found.responses[0, 0], right, atol=1e-5)

@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 SHOWN = RNG.integers(0, 256, (3, *FULL.stimulus)).astype(np.uint8)
 NATIVE = RNG.integers(0, 256, (3, *FULL.native)).astype(np.uint8)
 BEHAVIOR = np.array([[4.0, 0.5, 9.0], [1.0, -0.5, 0.0], [7.5, 2.0, 30.0]])
-PUPIL = np.array([[10.0, -3.0], [-40.0, 12.0], [0.0, 0.0]])
+PUPIL = np.array([[10.0, -3.0], [-30.0, 9.0], [0.0, 0.0]])
 
 
 def digest_of(models: Path, mouse: str, model: str, version: str) -> str:

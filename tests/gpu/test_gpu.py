@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from mousetwin.arrays import write_npz
 from mousetwin.optimization import Ascent, OptimizeQuery, OptimizeResult, Target
-from mousetwin.query import TwinRef
+from mousetwin.query import Space, TwinRef
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from running import as_command
@@ -138,6 +138,7 @@ def test_an_optimisation_stays_on_the_device(on_gpu: dict[Any, Any], on_cpu: dic
             twins=(TwinRef(mouse, model, version),),
             target=Target(neurons=np.arange(0, twin.summary.neurons, twin.summary.neurons // 12)[:, None]),
             behavior=np.ones(len(twin.summary.behavior), np.float32) if twin.summary.behavior else None,
+            condition_space=Space.MODEL,
             ascent=Ascent(steps=40, jitter=1, fourier=0.5, total_variation=1e-4),
         )
 

@@ -156,10 +156,11 @@ def test_a_bundle_that_does_not_replay_is_not_served(tmp_path: Path, changes: di
     repository = Repository.load(tmp_path, CPU)
     assert [mouse for mouse, _, _ in repository.twins] == ["image-only"]
     assert len(repository.refused) == 1
-    assert repository.refused[0].startswith("not served: ")
-    assert complaint in repository.refused[0]
-    assert "replay.npz" in repository.refused[0]
-    assert str(place) in repository.refused[0]
+    (refused,) = repository.refused.values()
+    assert refused.startswith("not served: ")
+    assert complaint in refused
+    assert "replay.npz" in refused
+    assert str(place) in refused
 
 
 def test_a_graph_that_does_not_load_is_not_served(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_graph_that_does_not_load_is_not_served(tmp_path: Path) -> None:
     graph = msgspec.structs.replace(manifest.graphs["forward"], sha256=bundle.sha256(b"not a graph"))
     graphs = {**manifest.graphs, "forward": graph}
     place = bundle.write(tmp_path, msgspec.structs.replace(manifest, graphs=graphs), files)
-    (refused,) = Repository.load(tmp_path, CPU).refused
+    (refused,) = Repository.load(tmp_path, CPU).refused.values()
     assert "forward.onnx" in refused
     assert str(place) in refused
 
@@ -262,4 +263,4 @@ def test_the_demo_mouse_is_small_honest_and_whole() -> None:
     assert sum(path.stat().st_size for path in place.iterdir()) < 1_000_000
     assert (len(manifest.inputs.behavior), len(manifest.inputs.pupil_center)) == (3, 2)
     assert manifest.truth
-    assert Repository.load(DEMO_MODELS, CPU).refused == []
+    assert not Repository.load(DEMO_MODELS, CPU).refused

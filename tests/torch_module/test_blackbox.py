@@ -45,7 +45,7 @@ def test_cma_es_finds_what_a_simple_cell_wants() -> None:
         assert evaluate.count == 600
         assert evaluate.best is not None
         # The most any image of that norm can reach.
-        most = mouse.optimize([cell], norm=10, behavior=STILL, pupil_center=[0, 0]).values[0]
+        most = mouse.optimize([cell], norm=10, behavior=STILL, pupil_center=[0, 0], space="model").values[0]
         assert evaluate.best.score > 0.85 * most
         turn = np.degrees(evaluate.best.parameters[2]) - truth["orientation_deg"][cell]
         assert abs((turn + 90) % 180 - 90) < 10

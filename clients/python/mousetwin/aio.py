@@ -24,9 +24,10 @@ from .build import build_query, columns_of, with_cotangent
 from .errors import DeadlineExceeded, InvalidArgument, MousetwinError
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
+from .notices import Notices
 from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .optimized import Optimized
-from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, stand_in_warning
 from .transport import is_host_and_port
 from .twins import Progress
 from .v1 import digital_twin_pb2 as pb
@@ -55,6 +56,7 @@ class Twins:
         self._timeout = timeout
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stubs = Stubs(self._channel)
+        self._notices = Notices()
 
     async def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
@@ -67,7 +69,10 @@ class Twins:
         """One twin, as `mousetwin.Twins.mouse`."""
         ref = TwinRef(data_key, model, "" if version is None else str(version))
         response = await self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
-        return Mouse(self, wire.mouse_from_proto(response))
+        mouse = Mouse(self, wire.mouse_from_proto(response))
+        if not ref.version:
+            self._notices.tell(filter(None, [stand_in_warning(mouse.summary)]))
+        return mouse
 
     async def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
         """The answer to one frame; a `GradientAnswer` to a `GradientQuery`."""
@@ -146,6 +151,7 @@ class Mouse:
     def __init__(self, twins: Twins, info: MouseInfo) -> None:
         self.info = info
         self._twins = twins
+        self._notices = Notices()
 
     @property
     def summary(self) -> TwinSummary:
@@ -160,12 +166,15 @@ class Mouse:
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
         *,
+        condition_space: Space | str | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Responses:
         """Predicted responses, float32 (N, K); arguments and errors as `mousetwin.Mouse.predict`."""
-        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
-        return responses_of(await self._ask(query, timeout, progress))
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
+        answer = await self._ask(query, timeout, progress)
+        self._notices.tell(answer.warnings)
+        return responses_of(answer)
 
     async def gradient(
         self,
@@ -177,12 +186,15 @@ class Mouse:
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
         *,
+        condition_space: Space | str | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Gradient:
         """Responses and gradients; arguments and errors as `mousetwin.Mouse.gradient`."""
-        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
-        return gradient_of(await self._ask(with_cotangent(query, cotangent), timeout, progress))
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
+        answer = await self._ask(with_cotangent(query, cotangent), timeout, progress)
+        self._notices.tell(answer.warnings)
+        return gradient_of(answer)
 
     async def optimize(
         self,
@@ -201,7 +213,9 @@ class Mouse:
             async with contextlib.aclosing(self._twins.optimize(request, timeout)) as events:
                 async for event in events:
                     requests.take(event)
-        return requests.found()
+        found = requests.found()
+        self._notices.tell(found.warnings)
+        return found
 
     async def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))

@@ -304,6 +304,19 @@ def from_nested(value: Any, field: str) -> NDArray[Any]:
     return values
 
 
+def narrowed(responses: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Responses in another dtype. Raises InvalidArgument where one is beyond it, as 70,000 is beyond float16."""
+    with np.errstate(over="ignore"):
+        values = responses.astype(dtype, copy=False)
+    if values is not responses and not np.isfinite(values).all():
+        raise InvalidArgument(
+            f"dtype: a response of {responses.max():g} is beyond {dtype.name}, which ends at {np.finfo(dtype).max:g}: "
+            "ask for float32",
+            field="dtype",
+        )
+    return values
+
+
 def _check_dtype(dtype: np.dtype[Any], field: str) -> str:
     """The dtype's name."""
     name = _NAMES.get(dtype) or _NAMES.get(dtype.newbyteorder("="))

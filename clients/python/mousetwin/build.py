@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
 from . import arrays
+from .errors import InvalidArgument
 from .query import GradientQuery, PredictQuery, Space, TwinRef, TwinSummary, space_of
+
+# What `predict` takes, in its order.
+_FRAME = ("images", "behavior", "pupil_center", "neurons", "unit_ids", "space", "condition_space")
 
 
 def build_query(
@@ -18,6 +23,7 @@ def build_query(
     neurons: ArrayLike | None,
     unit_ids: ArrayLike | None,
     space: Space | str | None,
+    condition_space: Space | str | None = None,
 ) -> PredictQuery:
     """The query of a `predict` call; pinned to the version that `summary` is of, so that all frames get the same."""
     twin = summary.twin
@@ -29,7 +35,23 @@ def build_query(
         space_of(space),
         optional_array(neurons, "neurons"),
         optional_array(unit_ids, "unit_ids"),
+        space_of(condition_space, "condition_space"),
     )
+
+
+def frame_query(summary: TwinSummary, frame: Mapping[str, Any]) -> PredictQuery:
+    """The query of one of `predict_frames`' frames.
+
+    Raises:
+        InvalidArgument: a name that `predict` does not take, or no images.
+    """
+    if unknown := sorted(str(name) for name in frame if name not in _FRAME):
+        raise InvalidArgument(
+            f"{unknown[0][:80]}: a frame may not hold it, expected some of {', '.join(_FRAME)}", field=unknown[0][:80]
+        )
+    if frame.get("images") is None:
+        raise InvalidArgument("images: missing in a frame", field="images")
+    return build_query(summary, *(frame.get(name) for name in _FRAME))  # type: ignore[arg-type]
 
 
 def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:

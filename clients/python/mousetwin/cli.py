@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-from .errors import MousetwinError
+from .errors import MousetwinError, MousetwinWarning
 from .figures import picture_kind
 from .files import whole_file
 from .predict_cli import add_predict
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry_point.load()(commands)
     args = parser.parse_args(argv)
     try:
-        status: int = args.run(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", MousetwinWarning)
+            warnings.showwarning = _show_warning
+            status: int = args.run(args)
     except MousetwinError as error:
         request = f" (request {error.request_id})" if error.request_id else ""
         print(f"mousetwin: {error}{request}", file=sys.stderr)
@@ -52,6 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """One line on stderr, as errors are; Python's own form for warnings that are not ours."""
+    ours = issubclass(category, MousetwinWarning)
+    text = f"mousetwin: warning: {message}\n" if ours else warnings.formatwarning(message, category, *place[:2])
+    sys.stderr.write(text)
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +115,7 @@ def _add_mei(commands: Any) -> None:
     parser.add_argument("--behavior", type=_numbers, metavar="X,Y,…", help="condition (default: the mean)")
     parser.add_argument("--pupil-center", type=_numbers, metavar="X,Y", help="condition (default: the mean)")
     parser.add_argument("--space", choices=["raw", "model"], help="units of all of this (default: model)")
+    parser.add_argument("--condition-space", choices=["raw", "model"], help="of --behavior and --pupil-center alone")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     _add_server(parser)
     parser.set_defaults(run=_run_mei)
@@ -120,6 +132,7 @@ def _run_mei(args: argparse.Namespace) -> int:
             behavior=args.behavior,
             pupil_center=args.pupil_center,
             space=args.space,
+            condition_space=args.condition_space,
             seed=args.seed,
             steps=args.steps,
             norm=args.norm,

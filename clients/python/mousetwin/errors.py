@@ -11,7 +11,8 @@
     ├── Unavailable (ConnectionError)       no service there, or it is shutting down
     └── Internal                            the service failed; its log has the request id
 
-The service raises the same classes as the client does; `code` is the gRPC status's name.
+The service raises the same classes as the client does; `code` is the gRPC status's name. What is answered and is nearly
+always a mistake, such as gray levels from 0 to 1, is told as a `MousetwinWarning` (UserWarning).
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class MousetwinError(Exception):
         super().__init__(message)
         self.field = field
         self.request_id = request_id
+
+
+class MousetwinWarning(UserWarning):
+    """What was asked was answered, and is nearly always a mistake."""
 
 
 class InvalidArgument(MousetwinError, ValueError):

@@ -26,20 +26,30 @@ class Responses(np.ndarray[Any, np.dtype[np.float32]]):
     Attributes:
         twin: the twin that answered, with version and digest.
         defaults: inputs that were not sent and stood at the training set's mean condition.
+        warnings: a line for each thing that was taken and is nearly always a mistake.
     """
 
     twin: TwinIdentity | None
     defaults: tuple[str, ...]
+    warnings: tuple[str, ...]
 
-    def __new__(cls, values: NDArray[np.float32], twin: TwinIdentity, defaults: tuple[str, ...]) -> Responses:
+    def __new__(
+        cls,
+        values: NDArray[np.float32],
+        twin: TwinIdentity,
+        defaults: tuple[str, ...],
+        warnings: tuple[str, ...] = (),
+    ) -> Responses:
         responses = np.asarray(values).view(cls)
         responses.twin = twin
         responses.defaults = defaults
+        responses.warnings = warnings
         return responses
 
     def __array_finalize__(self, parent: NDArray[Any] | None) -> None:
         self.twin = getattr(parent, "twin", None)
         self.defaults = getattr(parent, "defaults", ())
+        self.warnings = getattr(parent, "warnings", ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,7 @@ class Gradient:
 
 def responses_of(answer: Prediction) -> Responses:
     """The answer to a `predict` call, as arrays of the caller's own."""
-    return Responses(np.array(answer.responses), answer.twin, answer.defaults)
+    return Responses(np.array(answer.responses), answer.twin, answer.defaults, answer.warnings)
 
 
 def gradient_of(answer: Prediction) -> Gradient:
@@ -109,6 +119,7 @@ class Collector:
         self._position = next(self._starts)
         self._arrays: dict[str, NDArray[Any]] = {}
         self._last: Prediction | None = None
+        self._warnings: dict[str, None] = {}
 
     @property
     def done(self) -> int:
@@ -123,6 +134,7 @@ class Collector:
                     self._arrays[name] = np.empty((self._total, *values.shape[1:]), np.float32)
                 self._arrays[name][start : self._position] = values
         self._last = answer
+        self._warnings |= dict.fromkeys(answer.warnings)
 
     def locate(self, error: MousetwinError) -> MousetwinError:
         """`error` with a word on which images it is about, since its own indices count from the frame's first."""
@@ -132,4 +144,4 @@ class Collector:
     def result(self) -> Prediction:
         assert self._last is not None
         whole: Any = self._arrays
-        return replace(self._last, **whole)
+        return replace(self._last, **whole, warnings=tuple(self._warnings))

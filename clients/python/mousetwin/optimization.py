@@ -146,6 +146,8 @@ class OptimizeQuery:
         constraints, start, ascent, diversity: how.
         report_every: steps between two reports.
         report_images: whether reports have the images.
+        condition_space: of behavior and pupil_center; None is `space` where that is given. One of the two must say,
+            unless the numbers are the same in both spaces.
     """
 
     twins: tuple[TwinRef, ...]
@@ -159,6 +161,7 @@ class OptimizeQuery:
     diversity: Diversity = field(default_factory=Diversity)
     report_every: int = 10
     report_images: bool = False
+    condition_space: Space | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class OptimizeResult:
         twins: that answered.
         defaults: inputs that were not sent and stood at the training set's mean.
         record: JSON: the request, the twins' digests, versions, the device, why it stopped.
+        warnings: as `Prediction.warnings`; also images that their neurons do not respond to.
     """
 
     images: NDArray[np.float32]
@@ -192,3 +196,4 @@ class OptimizeResult:
     twins: tuple[TwinIdentity, ...]
     defaults: tuple[str, ...]
     record: str
+    warnings: tuple[str, ...] = ()

@@ -38,7 +38,12 @@ def query_to_proto(query: OptimizeQuery) -> pb.OptimizeRequest:
     """Raises InvalidArgument for a number that its field cannot hold, such as a negative count."""
     parts = {name: _to_message(getattr(query, name), message) for name, (_, message) in _PARTS.items()}
     twins = [wire.ref_to_proto(twin) for twin in query.twins]
-    message = pb.OptimizeRequest(twins=twins, space=wire.space_to_proto(query.space), **parts)
+    message = pb.OptimizeRequest(
+        twins=twins,
+        space=wire.space_to_proto(query.space),
+        condition_space=wire.space_to_proto(query.condition_space),
+        **parts,
+    )
     _put(message, query, ("behavior", "pupil_center", "report_every", "report_images"))
     return message
 
@@ -49,6 +54,7 @@ def query_from_proto(message: pb.OptimizeRequest) -> OptimizeQuery:
     return OptimizeQuery(
         twins=tuple(wire.ref_from_proto(twin) for twin in message.twins),
         space=wire.space_from_proto(message.space),
+        condition_space=wire.space_from_proto(message.condition_space, "condition_space"),
         **parts,
         **_given(message, ("behavior", "pupil_center", "report_every", "report_images")),
     )
@@ -62,6 +68,7 @@ def event_to_proto(event: OptimizeProgress | OptimizeResult) -> pb.OptimizeRespo
         twins=[wire.identity_to_proto(twin) for twin in event.twins],
         defaults=event.defaults,
         record=event.record,
+        warnings=event.warnings,
     )
     return pb.OptimizeResponse(result=result)
 
@@ -80,6 +87,7 @@ def event_from_proto(message: pb.OptimizeResponse) -> OptimizeProgress | Optimiz
         twins=tuple(wire.identity_from_proto(twin) for twin in found.twins),
         defaults=tuple(found.defaults),
         record=found.record,
+        warnings=tuple(found.warnings),
     )
 
 

@@ -45,6 +45,7 @@ def build(
     behavior: ArrayLike | None = None,
     pupil_center: ArrayLike | None = None,
     space: Space | str | None = None,
+    condition_space: Space | str | None = None,
     start: str | ArrayLike = "noise",
     seed: int = 0,
     images_each: int = 1,
@@ -82,6 +83,7 @@ def build(
         behavior=optional_array(behavior, "behavior"),
         pupil_center=optional_array(pupil_center, "pupil_center"),
         space=space_of(space),
+        condition_space=space_of(condition_space, "condition_space"),
         constraints=Constraints(**{n: v for n, v in given.items() if n in _CONSTRAINTS}),
         start=Start(
             kind=start if isinstance(start, str) else Start.kind,
@@ -195,6 +197,7 @@ def _together(info: MouseInfo, query: OptimizeQuery, results: list[OptimizeResul
         space=query.space or Space.MODEL,
         records=tuple(json.loads(result.record) for result in results),
         synthetic=info.summary.synthetic,
+        warnings=tuple(dict.fromkeys(warning for result in results for warning in result.warnings)),
         field_center=_centers(info, named[:, 0], by_unit=target.neurons is None),
         field_size=info.receptive_field_size,
     )

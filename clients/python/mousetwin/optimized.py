@@ -34,6 +34,8 @@ class Optimized:
         records: one a request: the request, the twins' digests, versions, the device, and why it stopped. Where arrays
             of the request are large they stand as their sha256.
         synthetic: whether the twin is made up.
+        warnings: a line for each thing that was taken and is nearly always a mistake, and for neurons that do not
+            respond to what was found for them.
         field_center: float32 (N, 2), x and y in pixels of each image's first neuron's receptive field; NaN where not
             known.
         field_size: (height, width) of native pixels that can reach a neuron; None where not known.
@@ -49,6 +51,7 @@ class Optimized:
     synthetic: bool
     field_center: NDArray[np.float32]
     field_size: tuple[int, int] | None
+    warnings: tuple[str, ...] = ()
 
     def save(self, file: str | Path | BinaryIO) -> None:
         """Write everything to a `.npz` file, which `Optimized.load` and numpy read. Raises NotFound where it cannot."""
@@ -58,6 +61,7 @@ class Optimized:
             "records": self.records,
             "synthetic": self.synthetic,
             "field_size": self.field_size,
+            "warnings": self.warnings,
         }
         with contextlib.nullcontext(file) if hasattr(file, "write") else whole_file(file, "path") as stream:
             np.savez_compressed(stream, about=np.array(json.dumps(about)), **{n: getattr(self, n) for n in _ARRAYS})
@@ -80,6 +84,8 @@ class Optimized:
             records=tuple(about["records"]),
             synthetic=about["synthetic"],
             field_size=None if size is None else (size[0], size[1]),
+            # Files of before there were any have none.
+            warnings=tuple(about.get("warnings", ())),
         )
 
     def plot(self, path: str | Path | None = None, *, columns: int = 5) -> Any:

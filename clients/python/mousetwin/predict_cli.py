@@ -46,6 +46,7 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
     parser.add_argument("--neurons", type=integers, metavar="I,J,…", help="0-based columns; default: all")
     parser.add_argument("--unit-ids", type=integers, metavar="I,J,…", help="the recording's own ids instead")
     parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
+    parser.add_argument("--condition-space", choices=["raw", "model"], help="of behavior and pupil center alone")
     parser.add_argument(
         "--retry", type=float, default=60.0, metavar="SECONDS", help="for a service that went away (default: 60)"
     )
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
             # A recording has everything; a twin may take less.
             beside = {name: values for name, values in beside.items() if getattr(mouse.summary, name)}
         space = args.space or ("raw" if inputs.recorded else None)
-        job = _Job(mouse, inputs, beside, space, args.neurons, args.unit_ids)
+        job = _Job(mouse, inputs, beside, space, args.condition_space, args.neurons, args.unit_ids)
         output = stack.enter_context(open_output(args.out, job.asked(), job.shape, np.dtype(args.dtype)))
         if output.rows:
             print(f"{args.out}: going on after {output.rows} of {job.shape[0]} images", file=sys.stderr)
@@ -86,6 +87,7 @@ class _Job:
         inputs: Inputs,
         beside: dict[str, NDArray[Any]],
         space: str | None,
+        condition_space: str | None,
         neurons: list[int] | None,
         unit_ids: list[int] | None,
     ) -> None:
@@ -98,6 +100,7 @@ class _Job:
         self._inputs = inputs
         self._beside = beside
         self._space = space
+        self._condition_space = condition_space
         self._neurons = neurons
         self._unit_ids = unit_ids
         each = inputs.dtype.itemsize * int(np.prod(inputs.shape, dtype=np.int64))
@@ -116,6 +119,7 @@ class _Job:
             "beside": {name: fingerprint(values) for name, values in self._beside.items()},
             "digest": self.mouse.summary.twin.digest,
             "space": self._space,
+            "condition_space": self._condition_space,
             "neurons": self._neurons,
             "unit_ids": self._unit_ids,
         }
@@ -129,6 +133,7 @@ class _Job:
                 "images": images,
                 **{n: v[start:stop] if v.ndim == 2 and not one else v for n, v in self._beside.items()},
                 "space": self._space,
+                "condition_space": self._condition_space,
                 "neurons": self._neurons,
                 "unit_ids": self._unit_ids,
             }

@@ -24,12 +24,12 @@ class Space(str, Enum):
     MODEL = "model"
 
 
-def space_of(space: Space | str | None) -> Space | None:
-    """The space of that name. Raises InvalidArgument for any other word."""
+def space_of(space: Space | str | None, field: str = "space") -> Space | None:
+    """The space of that name. Raises InvalidArgument, naming `field`, for any other word."""
     try:
         return None if space is None else Space(space)
     except ValueError:
-        raise InvalidArgument(f"space: {space!r}, expected 'raw' or 'model'", field="space") from None
+        raise InvalidArgument(f"{field}: {str(space)[:80]!r}, expected 'raw' or 'model'", field=field) from None
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class PredictQuery:
         pupil_center: (N, 2), or (2,) for all images: horizontal, vertical.
         neurons: 0-based columns (K,), or (N, 1) for one an image.
         unit_ids: the recording's own ids, likewise; not together with `neurons`.
+        condition_space: of behavior and pupil center; None: that of the images.
     """
 
     twin: TwinRef
@@ -70,6 +71,7 @@ class PredictQuery:
     space: Space | None = None
     neurons: NDArray[Any] | None = None
     unit_ids: NDArray[Any] | None = None
+    condition_space: Space | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,19 @@ class GradientQuery(PredictQuery):
 
 @dataclass(frozen=True)
 class Prediction:
-    """responses: float32 (N, K). defaults: inputs that were not sent and stood at the training set's mean."""
+    """The answer to a `PredictQuery`.
+
+    Attributes:
+        responses: float32 (N, K).
+        twin: that answered.
+        defaults: inputs that were not sent and stood at the training set's mean.
+        warnings: a line for each thing that was taken and is nearly always a mistake.
+    """
 
     responses: NDArray[np.float32]
     twin: TwinIdentity
     defaults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,8 @@ class TwinSummary:
     """What `mice()` tells of a twin. Sizes are (height, width) in pixels.
 
     takes_raw: whether image statistics are known, so that RAW images are taken. required: inputs that must be sent,
-    having no default. no_gradient: why the twin has no gradient; empty where it has.
+    having no default. no_gradient: why the twin has no gradient; empty where it has. newer_refused: versions of the
+    model that are newer and that the service found and refused; this one answers in their place.
     """
 
     twin: TwinIdentity
@@ -127,6 +138,18 @@ class TwinSummary:
     device: str
     required: tuple[str, ...]
     no_gradient: str = ""
+    newer_refused: tuple[str, ...] = ()
+
+
+def stand_in_warning(summary: TwinSummary) -> str:
+    """What to tell of a twin that was meant without a version and is not the newest; empty where it is."""
+    if not summary.newer_refused:
+        return ""
+    twin, newer = summary.twin, ", ".join(summary.newer_refused)
+    return (
+        f"version: {twin.mouse}/{twin.model} {newer} was found and does not verify, version {twin.version} answers in "
+        "its place: the service's log says why; name the version to use it without this warning"
+    )
 
 
 @dataclass(frozen=True)

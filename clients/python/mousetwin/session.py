@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from .build import build_query, with_cotangent
 from .errors import InvalidArgument, MousetwinError, Unavailable
 from .frames import Gradient, Responses, gradient_of, responses_of
+from .notices import Notices
 from .query import GradientAnswer, MouseInfo, Prediction, PredictQuery, Space
 from .transport import FrameStream, Transport
 
@@ -38,6 +39,7 @@ class Session:
         self._sent: deque[PredictQuery] = deque()
         self._answered: deque[Prediction | MousetwinError] = deque()
         self._closed = False
+        self._notices = Notices()
 
     @property
     def waiting(self) -> int:
@@ -52,6 +54,8 @@ class Session:
         neurons: ArrayLike | None = None,
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
+        *,
+        condition_space: Space | str | None = None,
     ) -> Responses:
         """As `Mouse.predict`, in one frame: as many images as a request may hold.
 
@@ -60,8 +64,10 @@ class Session:
             Unavailable: the service went away and did not come back; the message says how many frames were lost.
         """
         self._check_none_waiting()
-        self.send_predict(images, behavior, pupil_center, neurons, unit_ids, space)
-        return responses_of(self._receive())
+        self.send_predict(images, behavior, pupil_center, neurons, unit_ids, space, condition_space=condition_space)
+        answer = self._receive()
+        self._notices.tell(answer.warnings)
+        return responses_of(answer)
 
     def gradient(
         self,
@@ -72,11 +78,17 @@ class Session:
         neurons: ArrayLike | None = None,
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
+        *,
+        condition_space: Space | str | None = None,
     ) -> Gradient:
         """As `Mouse.gradient`, in one frame. Raises as `predict`."""
         self._check_none_waiting()
-        self.send_gradient(images, cotangent, behavior, pupil_center, neurons, unit_ids, space)
-        return gradient_of(self._receive())
+        self.send_gradient(
+            images, cotangent, behavior, pupil_center, neurons, unit_ids, space, condition_space=condition_space
+        )
+        answer = self._receive()
+        self._notices.tell(answer.warnings)
+        return gradient_of(answer)
 
     def send_predict(
         self,
@@ -86,9 +98,13 @@ class Session:
         neurons: ArrayLike | None = None,
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
+        *,
+        condition_space: Space | str | None = None,
     ) -> None:
         """Send a frame without waiting for its answer, which `receive` gives. Arguments as for `predict`."""
-        self._send(build_query(self._summary, images, behavior, pupil_center, neurons, unit_ids, space))
+        self._send(
+            build_query(self._summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
+        )
 
     def send_gradient(
         self,
@@ -99,9 +115,11 @@ class Session:
         neurons: ArrayLike | None = None,
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
+        *,
+        condition_space: Space | str | None = None,
     ) -> None:
         """Send a gradient's frame without waiting for its answer. Arguments as for `gradient`."""
-        query = build_query(self._summary, images, behavior, pupil_center, neurons, unit_ids, space)
+        query = build_query(self._summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
         self._send(with_cotangent(query, cotangent))
 
     def receive(self) -> Responses | Gradient:
@@ -109,6 +127,7 @@ class Session:
         if not self.waiting:
             raise InvalidArgument("receive: no frame is waiting for its answer", field="receive")
         answer = self._receive()
+        self._notices.tell(answer.warnings)
         return gradient_of(answer) if isinstance(answer, GradientAnswer) else responses_of(answer)
 
     def close(self) -> None:

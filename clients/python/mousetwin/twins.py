@@ -10,12 +10,13 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from . import optimize
-from .build import build_query, columns_of, with_cotangent
+from .build import build_query, columns_of, frame_query, with_cotangent
 from .errors import MousetwinError, Unimplemented
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
+from .notices import Notices
 from .optimization import OptimizeProgress
 from .optimized import Optimized
-from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
+from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, stand_in_warning
 from .session import Session
 from .transport import Transport, open_transport
 
@@ -43,6 +44,7 @@ class Twins:
     def __init__(self, transport: Transport, timeout: float | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._notices = Notices()
 
     def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
@@ -53,12 +55,17 @@ class Twins:
     ) -> Mouse:
         """One twin. Where the mouse has one model it need not be named; without a version it is the newest.
 
+        Warns where the newest version does not verify, so that an older one answers: `summary.newer_refused`.
+
         Raises:
             NotFound: no such mouse, model or version; the message lists those there are.
             InvalidArgument: the mouse has several models and none is named.
         """
         ref = TwinRef(data_key, model, "" if version is None else str(version))
-        return Mouse(self._transport, self._transport.get_mouse(ref, timeout or self._timeout), self._timeout)
+        mouse = Mouse(self._transport, self._transport.get_mouse(ref, timeout or self._timeout), self._timeout)
+        if not ref.version:
+            self._notices.tell(filter(None, [stand_in_warning(mouse.summary)]))
+        return mouse
 
     def __getitem__(self, data_key: str) -> Mouse:
         return self.mouse(data_key)
@@ -92,6 +99,7 @@ class Mouse:
         self.info = info
         self._transport = transport
         self._timeout = timeout
+        self._notices = Notices()
 
     @property
     def summary(self) -> TwinSummary:
@@ -111,6 +119,7 @@ class Mouse:
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
         *,
+        condition_space: Space | str | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Responses:
@@ -124,18 +133,22 @@ class Mouse:
             neurons: 0-based columns to return (K,), in this order; or (N, 1), for each image a neuron of its own.
             unit_ids: the recording's own ids instead of `neurons`.
             space: "raw" or "model", for images, behavior and pupil center alike.
+            condition_space: the same for behavior and pupil center alone, where theirs is another than the images'.
             timeout: seconds for the whole batch.
             progress: called with (images answered, images in all) after each frame.
 
         Returns:
-            float32 (N, K), in units of each neuron's standard deviation, with `.twin` and `.defaults`.
+            float32 (N, K), in units of each neuron's standard deviation, with `.twin`, `.defaults` and `.warnings`;
+            each kind of warning is also told once, as a `MousetwinWarning`.
 
         Raises:
             InvalidArgument: the message names the field, what came and what was expected.
             MousetwinError: any other failure; see `mousetwin.errors`.
         """
-        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
-        return responses_of(self._ask(query, timeout, progress))
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
+        answer = self._ask(query, timeout, progress)
+        self._notices.tell(answer.warnings)
+        return responses_of(answer)
 
     def predict_frames(
         self, frames: Iterable[Mapping[str, Any]], *, timeout: float | None = None
@@ -143,16 +156,17 @@ class Mouse:
         """Responses to one batch after another, in order, the next ones sent while earlier ones are computed.
 
         Args:
-            frames: arguments of `predict` each, taken as fast as they are answered; as many images as a request may
-                hold.
+            frames: arguments of `predict` by name, but for timeout and progress; taken as fast as they are answered,
+                with as many images each as a request may hold.
             timeout: seconds for all of them.
 
         Raises:
+            InvalidArgument: also for a name that `predict` does not take.
             MousetwinError: as `predict`, with the answers before it given; also what `frames` raises.
         """
-        names = ("images", "behavior", "pupil_center", "neurons", "unit_ids", "space")
-        queries = (build_query(self.summary, *(frame.get(name) for name in names)) for frame in frames)  # type: ignore[arg-type]
+        queries = (frame_query(self.summary, frame) for frame in frames)
         for answer in self._transport.ask_frames(queries, timeout or self._timeout):
+            self._notices.tell(answer.warnings)
             yield responses_of(answer)
 
     def gradient(
@@ -165,6 +179,7 @@ class Mouse:
         unit_ids: ArrayLike | None = None,
         space: Space | str | None = None,
         *,
+        condition_space: Space | str | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Gradient:
@@ -173,8 +188,9 @@ class Mouse:
             responses, d_images = mouse.gradient(images, cotangent)
 
         Args:
-            images, behavior, pupil_center, neurons, unit_ids, space, timeout, progress: as for `predict`. With
-                `neurons` of shape (N, 1) each image has a neuron of its own, which is computed on what it sees alone.
+            images, behavior, pupil_center, neurons, unit_ids, space, condition_space, timeout, progress: as for
+                `predict`. With `neurons` of shape (N, 1) each image has a neuron of its own, which is computed on what
+                it sees alone.
             cotangent: (N, K), or (K,) for all images: what each response counts for.
 
         Returns:
@@ -184,8 +200,10 @@ class Mouse:
             Unimplemented: the twin has no gradient; `summary.no_gradient` says why.
             InvalidArgument, MousetwinError: as `predict`.
         """
-        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space)
-        return gradient_of(self._ask(with_cotangent(query, cotangent), timeout, progress))
+        query = build_query(self.summary, images, behavior, pupil_center, neurons, unit_ids, space, condition_space)
+        answer = self._ask(with_cotangent(query, cotangent), timeout, progress)
+        self._notices.tell(answer.warnings)
+        return gradient_of(answer)
 
     def session(self, *, reconnect: float = 10.0) -> Session:
         """An open stream to this twin, for closed loops: `session.predict` and `session.gradient`, at less cost a call.
@@ -238,6 +256,7 @@ class Mouse:
         behavior: ArrayLike | None = None,
         pupil_center: ArrayLike | None = None,
         space: Space | str | None = None,
+        condition_space: Space | str | None = None,
         models: Iterable[str] = (),
         start: str | ArrayLike = "noise",
         seed: int = 0,
@@ -263,6 +282,8 @@ class Mouse:
             behavior, pupil_center: the condition (B,) and (2,), or several (C, B) and (C, 2), over which the mean
                 response counts. Default: the training set's mean.
             space: "model" (default) or "raw" gray levels: of `start`, the constraints, and what comes back.
+            condition_space: "raw" or "model", of behavior and pupil center; default: `space` where that is given. One
+                of the two must say, unless the numbers are the same in both.
             models: further models of this mouse; the mean response of all counts.
             start: "noise", "gray", or images (N, H, W) at the native size.
             seed: of noise. The same request gives the same images.
@@ -281,7 +302,8 @@ class Mouse:
 
         Raises:
             Unimplemented: the twin has no gradient.
-            InvalidArgument: before the first step; the message names the field, what came and what was expected.
+            InvalidArgument: before the first step; the message names the field, what came and what was expected. Later
+                where images of the size asked for overflow the twin.
             MousetwinError: any other failure.
         """
         query = optimize.build(
@@ -295,6 +317,7 @@ class Mouse:
             behavior=behavior,
             pupil_center=pupil_center,
             space=space,
+            condition_space=condition_space,
             start=start,
             seed=seed,
             images_each=images_each,
@@ -308,7 +331,9 @@ class Mouse:
             with closing(self._transport.optimize(request, timeout or self._timeout)) as events:  # type: ignore[type-var]
                 for event in events:
                     requests.take(event)
-        return requests.found()
+        found = requests.found()
+        self._notices.tell(found.warnings)
+        return found
 
     def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))

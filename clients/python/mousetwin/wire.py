@@ -59,6 +59,7 @@ def query_to_proto(query: PredictQuery) -> pb.PredictRequest:
         space=space_to_proto(query.space),
         neurons=_optional_to_proto(query.neurons),
         unit_ids=_optional_to_proto(query.unit_ids),
+        condition_space=space_to_proto(query.condition_space),
     )
 
 
@@ -78,6 +79,7 @@ def query_from_proto(message: pb.PredictRequest) -> PredictQuery:
         space=space_from_proto(message.space),
         neurons=_optional_from_proto(message, "neurons"),
         unit_ids=_optional_from_proto(message, "unit_ids"),
+        condition_space=space_from_proto(message.condition_space, "condition_space"),
     )
 
 
@@ -85,10 +87,10 @@ def space_to_proto(space: Space | None) -> Any:
     return _SPACES[space]
 
 
-def space_from_proto(value: int) -> Space | None:
-    """Raises InvalidArgument for a space this version does not know."""
+def space_from_proto(value: int, field: str = "space") -> Space | None:
+    """Raises InvalidArgument, naming `field`, for a space this version does not know."""
     if value not in _SPACES_BY_VALUE:
-        raise InvalidArgument(f"space: {value} is not known, expected RAW (1) or MODEL (2)", field="space")
+        raise InvalidArgument(f"{field}: {value} is not known, expected RAW (1) or MODEL (2)", field=field)
     return _SPACES_BY_VALUE[value]
 
 
@@ -97,12 +99,13 @@ def prediction_to_proto(prediction: Prediction) -> pb.PredictResponse:
         responses=arrays.to_proto(prediction.responses),
         twin=identity_to_proto(prediction.twin),
         defaults=prediction.defaults,
+        warnings=prediction.warnings,
     )
 
 
 def prediction_from_proto(message: pb.PredictResponse) -> Prediction:
     responses = arrays.from_proto(message.responses, "responses")
-    return Prediction(responses, identity_from_proto(message.twin), tuple(message.defaults))
+    return Prediction(responses, identity_from_proto(message.twin), tuple(message.defaults), tuple(message.warnings))
 
 
 def gradient_query_to_proto(query: GradientQuery) -> pb.GradientRequest:
@@ -196,6 +199,7 @@ def summary_to_proto(summary: TwinSummary) -> pb.TwinSummary:
         device=summary.device,
         required=summary.required,
         no_gradient=summary.no_gradient,
+        newer_refused=summary.newer_refused,
     )
 
 
@@ -214,6 +218,7 @@ def summary_from_proto(message: pb.TwinSummary) -> TwinSummary:
         device=message.device,
         required=tuple(message.required),
         no_gradient=message.no_gradient,
+        newer_refused=tuple(message.newer_refused),
     )
 
 

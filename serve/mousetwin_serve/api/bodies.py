@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,12 +10,12 @@ import msgspec
 import numpy as np
 from mousetwin import arrays
 from mousetwin.errors import InvalidArgument
-from mousetwin.query import GradientQuery, Prediction, PredictQuery, Space, TwinRef
+from mousetwin.query import GradientQuery, Prediction, PredictQuery, TwinRef, space_of
 from numpy.typing import NDArray
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 ARRAYS = ("images", "behavior", "pupil_center", "neurons", "unit_ids", "cotangent")
-WORDS = ("space", "model", "version")
+WORDS = ("space", "condition_space", "model", "version")
 
 
 def read_query(
@@ -50,9 +51,10 @@ def build_query(
         found["images"],
         found.get("behavior"),
         found.get("pupil_center"),
-        _space(found.get("space")),
+        space_of(found.get("space")),
         found.get("neurons"),
         found.get("unit_ids"),
+        space_of(found.get("condition_space"), "condition_space"),
     )
     return GradientQuery(**vars(query), cotangent=found["cotangent"]) if gradient else query
 
@@ -80,9 +82,8 @@ def write_answer(answer: Prediction, media_type: str, dtype: np.dtype[Any]) -> b
 
 
 def encode(responses: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Responses as they are sent; what is beyond float16 becomes infinite."""
-    with np.errstate(over="ignore"):
-        return responses.astype(dtype, copy=False)
+    """Responses as they are sent. Raises InvalidArgument for one that is beyond float16."""
+    return arrays.narrowed(responses, dtype)
 
 
 def headers_of(answer: Prediction) -> dict[str, str]:
@@ -92,6 +93,7 @@ def headers_of(answer: Prediction) -> dict[str, str]:
         "X-Mousetwin-Twin": f"{twin.mouse}/{twin.model}/{twin.version}",
         "X-Mousetwin-Digest": twin.digest,
         "X-Mousetwin-Defaults": ",".join(answer.defaults),
+        **({"X-Mousetwin-Warnings": json.dumps(answer.warnings)} if answer.warnings else {}),
     }
 
 
@@ -153,12 +155,3 @@ def _integers(text: str, name: str) -> NDArray[np.int64]:
     except (ValueError, OverflowError):
         message = f"{name}: {text[:80]!r}, expected whole numbers separated by commas"
         raise InvalidArgument(message, field=name) from None
-
-
-def _space(word: str | None) -> Space | None:
-    if word is None:
-        return None
-    try:
-        return Space(word)
-    except ValueError:
-        raise InvalidArgument(f"space: {word[:80]!r}, expected 'raw' or 'model'", field="space") from None

@@ -47,18 +47,22 @@ class DigitalTwinServicer:
         self, call: str, answer: Callable[[bytes, float | None], Awaitable[Message]]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(request: bytes, context: Context) -> bytes:
-            async with self._call(call, context):
-                return (await answer(request, _deadline(context))).SerializeToString()
+            async with self._call(call, context) as warnings:
+                message = await answer(request, _deadline(context))
+                warnings += _warnings_of(message)
+                return message.SerializeToString()
 
         return handle
 
     @contextlib.asynccontextmanager
-    async def _call(self, call: str, context: Context) -> AsyncIterator[None]:
-        """Counts a call, and ends it with the status of what goes wrong."""
+    async def _call(self, call: str, context: Context) -> AsyncIterator[list[str]]:
+        """Counts a call, and ends it with the status of what goes wrong. Gives a list of warnings to tell of."""
         start, request_id, code = time.perf_counter(), new_request_id(), "OK"
+        warnings: list[str] = []
         try:
-            yield
-            context.set_trailing_metadata((("request-id", request_id),))
+            yield warnings
+            told = (("warning", text.encode("ascii", "replace").decode()) for text in warnings)
+            context.set_trailing_metadata((("request-id", request_id), *told))
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -92,10 +96,11 @@ class DigitalTwinServicer:
         return wire.gradient_to_proto(answer)
 
     async def _optimize(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        async with self._call("Optimize", context):
+        async with self._call("Optimize", context) as warnings:
             query = optimization_wire.query_from_proto(wire.parse(pb.OptimizeRequest, request))
             async with contextlib.aclosing(self._service.optimize(query, _deadline(context))) as events:
                 async for event in events:
+                    warnings += getattr(event, "warnings", ())
                     yield optimization_wire.event_to_proto(event).SerializeToString()
 
     async def _session(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
@@ -140,6 +145,11 @@ class DigitalTwinServicer:
         metrics.requests.labels("grpc", "Session", code).inc()
         metrics.request_seconds.labels("grpc", "Session").observe(time.perf_counter() - start)
         return response.SerializeToString()
+
+
+def _warnings_of(message: Message) -> list[str]:
+    prediction = message.predict if isinstance(message, pb.GradientResponse) else message
+    return list(prediction.warnings) if isinstance(prediction, pb.PredictResponse) else []
 
 
 def _deadline(context: Context) -> float | None:

@@ -56,6 +56,8 @@ _SPACE: Schema = {
     "enum": ["raw", "model"],
     "description": "raw: gray level 0-255, behavior and pupil center as recorded. model: what the network takes.",
 }
+_CONDITION_SPACE: Schema = {**_SPACE, "description": "of behavior and pupil center, where it is not the images'"}
+_WARNINGS: Schema = {**_STRINGS, "description": "what was taken and is nearly always a mistake"}
 
 _NEURONS: Schema = {"anyOf": [_INTEGERS, _EACH]}
 
@@ -63,6 +65,7 @@ _QUERY: dict[str, Schema] = {
     "behavior": _maybe(_CONDITION),
     "pupil_center": _maybe(_CONDITION),
     "space": _maybe(_SPACE),
+    "condition_space": _maybe(_CONDITION_SPACE),
     "neurons": _maybe({**_NEURONS, "description": "0-based columns to return; as rows of one, a neuron an image"}),
     "unit_ids": _maybe({**_NEURONS, "description": "the recording's own ids instead of neurons"}),
     "model": _maybe({"type": "string"}),
@@ -107,6 +110,10 @@ _SCHEMAS: dict[str, Schema] = {
             "device": {"type": "string"},
             "required": _STRINGS,
             "no_gradient": {"type": "string", "description": "why the twin has no gradient; empty where it has"},
+            "newer_refused": {
+                **_STRINGS,
+                "description": "newer versions that were found and do not verify: this one answers in their place",
+            },
         }
     ),
     "Moments": _object({"mean": _NUMBERS, "std": _NUMBERS}),
@@ -165,12 +172,13 @@ _SCHEMAS: dict[str, Schema] = {
             "responses": _ROWS,
             "twin": _ref("Twin"),
             "defaults": _STRINGS,
+            "warnings": _WARNINGS,
             "images": {**_IMAGES, "description": "gradient, in the shape and units of the images that were sent"},
             "behavior": _maybe({**_ROWS, "description": "gradient (N, B)"}),
             "pupil_center": _maybe({**_ROWS, "description": "gradient (N, 2)"}),
         }
     ),
-    "PredictResponse": _object({"responses": _ROWS, "twin": _ref("Twin"), "defaults": _STRINGS}),
+    "PredictResponse": _object({"responses": _ROWS, "twin": _ref("Twin"), "defaults": _STRINGS, "warnings": _WARNINGS}),
 }
 
 
@@ -207,7 +215,7 @@ _DTYPE = _query(
 )
 _ANSWERED = (
     "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults "
-    "tell how it came about."
+    "tell how it came about; X-Mousetwin-Warnings, a JSON list, what is nearly always a mistake."
 )
 
 
@@ -221,11 +229,15 @@ def document(limits: Limits) -> Schema:
     integers = {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}
     seconds = {"type": "number", "exclusiveMinimum": 0}
     space = _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]})
+    condition_space = _query(
+        "condition_space", _CONDITION_SPACE["description"], {"type": "string", "enum": ["raw", "model"]}
+    )
     timeout = _query("timeout", "seconds after which the request is dropped", seconds)
     asked = [
         mouse,
         *which,
         space,
+        condition_space,
         _query("neurons", "0-based columns to return, separated by commas", integers),
         _query("unit_ids", "the recording's own ids instead of neurons", integers),
         timeout,
@@ -325,7 +337,8 @@ def document(limits: Limits) -> Schema:
 
 
 def _health(name: str, summary: str, *, not_ready: bool = False) -> Schema:
-    status = {JSON: _object({"status": {"type": "string"}})}
+    refused = {**_STRINGS, "description": "bundles that do not verify, as mouse/model/version"}
+    status = {JSON: _object({"status": {"type": "string"}}, **({"not_served": refused} if not_ready else {}))}
     responses = {"200": _answer("Yes.", **status)}
     if not_ready:
         responses["503"] = _answer("No: shutting down.", **status)

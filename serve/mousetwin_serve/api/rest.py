@@ -178,9 +178,10 @@ class _Rest:
         return _json({"status": "live"})
 
     async def is_ready(self, request: Request) -> Response:
+        told = {"not_served": refused} if (refused := self._service.not_served) else {}
         if self._service.ready:
-            return _json({"status": "ready"})
-        return _json({"status": "draining"}, status=503)
+            return _json({"status": "ready", **told})
+        return _json({"status": "draining", **told}, status=503)
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.expose(), media_type="text/plain; version=0.0.4")

@@ -34,17 +34,23 @@ class Request:
     Attributes:
         plan: in model units.
         defaults: inputs that stand at the training set's mean.
+        warnings: what is nearly always a mistake.
+        size: the field that says how large images are, "images" where none was given.
         offset, scale: what turns model units into the caller's: `offset` + `scale` · x.
     """
 
     plan: Plan
     defaults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    size: str
     offset: float
     scale: float
 
     def returned(self, images: Double) -> Float:
         """Images in the caller's units."""
-        return (self.offset + self.scale * images).astype(np.float32)
+        # What is beyond float32 is told by whoever checks the result.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (self.offset + self.scale * images).astype(np.float32)
 
 
 def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put: Put = on_host) -> Request:
@@ -64,6 +70,12 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
     _check_twins(twins)
     reader = twins[0].stimulus
     native = twins[0].summary.native_size
+    if query.space is None and query.start.images is not None and query.start.images.dtype.kind in "ui":
+        raise InvalidArgument(
+            f"space: {query.start.images.dtype.name} images to start from must say whether they are 'raw' (gray level "
+            "0-255) or 'model' (as the network takes them)",
+            field="space",
+        )
     space = query.space or Space.MODEL
     if space is Space.RAW:
         reader.check_takes_raw()
@@ -77,13 +89,15 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
             f"{limits.optimize_images}: send fewer at once",
             field="neurons",
         )
-    seen = []
+    seen, defaults, warnings = [], dict[str, None](), dict[str, None]()
     for twin in twins:
-        behavior, pupil_center, defaults = twin.stimulus.conditions(
-            query.behavior, query.pupil_center, space, conditions
+        told = twin.stimulus.conditions(
+            query.behavior, query.pupil_center, query.condition_space or query.space, conditions
         )
         own = columns if query.target.unit_ids is None else _target(query.target, twin)[0]
-        seen.append(Seen(own, behavior, pupil_center))
+        seen.append(Seen(own, told.behavior, told.pupil_center))
+        defaults |= dict.fromkeys(told.defaults)
+        warnings |= dict.fromkeys(told.warnings)
     constraints = _constraints(query.constraints, native, space, offset, scale)
     constraints.check()
     _check_ascent(query.ascent, native, limits)
@@ -106,7 +120,8 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
         _group(query.diversity, count),
         _number("min_share", query.diversity.min_share, 0, 1),
     )
-    return Request(plan, defaults, offset, scale)
+    size = next((name for name in _SIZES if getattr(query.constraints, name) is not None), "images")
+    return Request(plan, tuple(defaults), tuple(warnings), size, offset, scale)
 
 
 def _check_twins(twins: Sequence[Twin]) -> None:

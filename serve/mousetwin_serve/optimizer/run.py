@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from mousetwin.optimization import Ascent, OptimizeProgress, OptimizeQuery, OptimizeResult, Target
-from mousetwin.query import TwinRef
+from mousetwin.query import Space, TwinRef
+from numpy.typing import NDArray
 
 from ..device import Device
 from ..memory import on_host
 from ..stimulus import Limits
-from ..twin import Twin
+from ..twin import Twin, check_finite
 from .ascent import Found, Step, ascend
 from .objective import Ask
 from .request import Request, read
@@ -25,6 +26,8 @@ from .request import Request, read
 _IN_FULL = 4096
 # Enough for each kind of step to be taken.
 _WARM_UP_STEPS = 12
+# A neuron whose mean response to an image made for it is less, in standard deviations, does not respond to it.
+_NO_RESPONSE = 0.01
 
 
 def optimize(
@@ -41,13 +44,15 @@ def optimize(
 
     Raises:
         MousetwinError: as `request.read` says.
+        InvalidArgument: images of the size that was asked for overflow the twin.
     """
     with device.current():
         request = read(query, twins, limits, device.put)
     events = ascend(request.plan, ask)
     while True:
         # Anew for each step: it may be taken in another thread.
-        with device.current():
+        # What overflows on the way is told by the first report.
+        with device.current(), np.errstate(over="ignore", invalid="ignore"):
             event = next(events)
             if isinstance(event, Found):
                 reported: OptimizeProgress | OptimizeResult = _result(query, request, twins, event)
@@ -80,6 +85,7 @@ def warm_up(twins: Iterable[Twin]) -> None:
             Target(neurons=np.zeros((1, 1), np.int64)),
             behavior=np.zeros(len(summary.behavior)) if summary.behavior else None,
             pupil_center=np.zeros(2) if summary.pupil_center else None,
+            condition_space=Space.MODEL,
             ascent=Ascent(steps=_WARM_UP_STEPS),
         )
         for _ in optimize(query, [twin], Limits(), lambda _, batch: twin.engine.answer(batch), device):
@@ -88,7 +94,9 @@ def warm_up(twins: Iterable[Twin]) -> None:
 
 def _report(query: OptimizeQuery, request: Request, step: Step) -> OptimizeProgress:
     images = request.returned(on_host(step.images)) if query.report_images else None
-    return OptimizeProgress(step.number, query.ascent.steps, on_host(step.values).astype(np.float32), images)
+    values = _single(on_host(step.values))
+    check_finite("the objective", values, request.size)
+    return OptimizeProgress(step.number, query.ascent.steps, values, images)
 
 
 def _result(query: OptimizeQuery, request: Request, twins: Sequence[Twin], found: Found) -> OptimizeResult:
@@ -102,15 +110,43 @@ def _result(query: OptimizeQuery, request: Request, twins: Sequence[Twin], found
         "stopped": found.stopped,
         "versions": {name: version(name) for name in ("mousetwin", "numpy")} | {"onnxruntime": _onnxruntime()},
     }
+    arrays = {
+        "images": request.returned(on_host(found.images)),
+        "responses": _single(on_host(found.responses)),
+        "values": _single(on_host(found.values)),
+        "trace": _single(on_host(found.trace)),
+    }
+    for name, values in arrays.items():
+        check_finite(name, values, request.size)
     return OptimizeResult(
-        images=request.returned(on_host(found.images)),
-        responses=on_host(found.responses).astype(np.float32),
-        values=on_host(found.values).astype(np.float32),
-        trace=on_host(found.trace).astype(np.float32),
+        **arrays,
         twins=identities,
         defaults=request.defaults,
         record=json.dumps(record),
+        warnings=(*request.warnings, *_silent(query.target, arrays["responses"])),
     )
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32)
+
+
+def _silent(target: Target, responses: NDArray[np.float32]) -> list[str]:
+    """A warning where neurons that were to be driven up do not respond to the images found for them."""
+    named = target.neurons if target.neurons is not None else target.unit_ids
+    assert named is not None
+    weights = np.ones(named.shape) if target.weights is None else np.broadcast_to(target.weights, named.shape)
+    driven = (weights > 0).all(1)
+    silent = np.flatnonzero(driven & (np.abs(responses[:, : named.shape[1]]).max(1) < _NO_RESPONSE))
+    if not silent.size:
+        return []
+    field = "neurons" if target.neurons is not None else "unit_ids"
+    which = ", ".join(str(named[n, 0]) for n in silent[:5]) + (" and more" if len(silent) > 5 else "")
+    return [
+        f"{field}: {len(silent)} of {len(named)} do not respond to the best image found for them ({which}; below "
+        f"{_NO_RESPONSE:g} standard deviations): is the condition one that the animal was recorded in?"
+    ]
 
 
 def _onnxruntime() -> str:

@@ -56,7 +56,7 @@ class TwinIdentity(_message.Message):
     def __init__(self, mouse: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("twin", "images", "behavior", "pupil_center", "space", "neurons", "unit_ids")
+    __slots__ = ("twin", "images", "behavior", "pupil_center", "space", "neurons", "unit_ids", "condition_space")
     TWIN_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class PredictRequest(_message.Message):
     SPACE_FIELD_NUMBER: _ClassVar[int]
     NEURONS_FIELD_NUMBER: _ClassVar[int]
     UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_SPACE_FIELD_NUMBER: _ClassVar[int]
     twin: TwinRef
     images: Array
     behavior: Array
@@ -71,17 +72,20 @@ class PredictRequest(_message.Message):
     space: Space
     neurons: Array
     unit_ids: Array
-    def __init__(self, twin: _Optional[_Union[TwinRef, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., neurons: _Optional[_Union[Array, _Mapping]] = ..., unit_ids: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    condition_space: Space
+    def __init__(self, twin: _Optional[_Union[TwinRef, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., neurons: _Optional[_Union[Array, _Mapping]] = ..., unit_ids: _Optional[_Union[Array, _Mapping]] = ..., condition_space: _Optional[_Union[Space, str]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("responses", "twin", "defaults")
+    __slots__ = ("responses", "twin", "defaults", "warnings")
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     TWIN_FIELD_NUMBER: _ClassVar[int]
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     responses: Array
     twin: TwinIdentity
     defaults: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, responses: _Optional[_Union[Array, _Mapping]] = ..., twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, responses: _Optional[_Union[Array, _Mapping]] = ..., twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., defaults: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GradientRequest(_message.Message):
     __slots__ = ("predict", "cotangent")
@@ -126,7 +130,7 @@ class SessionResponse(_message.Message):
     def __init__(self, id: _Optional[int] = ..., predict: _Optional[_Union[PredictResponse, _Mapping]] = ..., gradient: _Optional[_Union[GradientResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class OptimizeRequest(_message.Message):
-    __slots__ = ("twins", "target", "behavior", "pupil_center", "space", "constraints", "start", "ascent", "diversity", "report_every", "report_images")
+    __slots__ = ("twins", "target", "behavior", "pupil_center", "space", "constraints", "start", "ascent", "diversity", "report_every", "report_images", "condition_space")
     TWINS_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     BEHAVIOR_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +142,7 @@ class OptimizeRequest(_message.Message):
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     REPORT_EVERY_FIELD_NUMBER: _ClassVar[int]
     REPORT_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_SPACE_FIELD_NUMBER: _ClassVar[int]
     twins: _containers.RepeatedCompositeFieldContainer[TwinRef]
     target: OptimizeTarget
     behavior: Array
@@ -149,7 +154,8 @@ class OptimizeRequest(_message.Message):
     diversity: OptimizeDiversity
     report_every: int
     report_images: bool
-    def __init__(self, twins: _Optional[_Iterable[_Union[TwinRef, _Mapping]]] = ..., target: _Optional[_Union[OptimizeTarget, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., constraints: _Optional[_Union[OptimizeConstraints, _Mapping]] = ..., start: _Optional[_Union[OptimizeStart, _Mapping]] = ..., ascent: _Optional[_Union[OptimizeAscent, _Mapping]] = ..., diversity: _Optional[_Union[OptimizeDiversity, _Mapping]] = ..., report_every: _Optional[int] = ..., report_images: bool = ...) -> None: ...
+    condition_space: Space
+    def __init__(self, twins: _Optional[_Iterable[_Union[TwinRef, _Mapping]]] = ..., target: _Optional[_Union[OptimizeTarget, _Mapping]] = ..., behavior: _Optional[_Union[Array, _Mapping]] = ..., pupil_center: _Optional[_Union[Array, _Mapping]] = ..., space: _Optional[_Union[Space, str]] = ..., constraints: _Optional[_Union[OptimizeConstraints, _Mapping]] = ..., start: _Optional[_Union[OptimizeStart, _Mapping]] = ..., ascent: _Optional[_Union[OptimizeAscent, _Mapping]] = ..., diversity: _Optional[_Union[OptimizeDiversity, _Mapping]] = ..., report_every: _Optional[int] = ..., report_images: bool = ..., condition_space: _Optional[_Union[Space, str]] = ...) -> None: ...
 
 class OptimizeTarget(_message.Message):
     __slots__ = ("neurons", "unit_ids", "weights", "against", "temperature")
@@ -262,7 +268,7 @@ class OptimizeProgress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., values: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class OptimizeResult(_message.Message):
-    __slots__ = ("images", "responses", "values", "trace", "twins", "defaults", "record")
+    __slots__ = ("images", "responses", "values", "trace", "twins", "defaults", "record", "warnings")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +276,7 @@ class OptimizeResult(_message.Message):
     TWINS_FIELD_NUMBER: _ClassVar[int]
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     images: Array
     responses: Array
     values: Array
@@ -277,7 +284,8 @@ class OptimizeResult(_message.Message):
     twins: _containers.RepeatedCompositeFieldContainer[TwinIdentity]
     defaults: _containers.RepeatedScalarFieldContainer[str]
     record: str
-    def __init__(self, images: _Optional[_Union[Array, _Mapping]] = ..., responses: _Optional[_Union[Array, _Mapping]] = ..., values: _Optional[_Union[Array, _Mapping]] = ..., trace: _Optional[_Union[Array, _Mapping]] = ..., twins: _Optional[_Iterable[_Union[TwinIdentity, _Mapping]]] = ..., defaults: _Optional[_Iterable[str]] = ..., record: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, images: _Optional[_Union[Array, _Mapping]] = ..., responses: _Optional[_Union[Array, _Mapping]] = ..., values: _Optional[_Union[Array, _Mapping]] = ..., trace: _Optional[_Union[Array, _Mapping]] = ..., twins: _Optional[_Iterable[_Union[TwinIdentity, _Mapping]]] = ..., defaults: _Optional[_Iterable[str]] = ..., record: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "field", "request_id")
@@ -302,7 +310,7 @@ class ListMiceResponse(_message.Message):
     def __init__(self, twins: _Optional[_Iterable[_Union[TwinSummary, _Mapping]]] = ...) -> None: ...
 
 class TwinSummary(_message.Message):
-    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device", "required", "no_gradient")
+    __slots__ = ("twin", "description", "synthetic", "neurons", "native_size", "stimulus_size", "behavior", "pupil_center", "takes_raw", "graphs", "device", "required", "no_gradient", "newer_refused")
     TWIN_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +324,7 @@ class TwinSummary(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
     NO_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    NEWER_REFUSED_FIELD_NUMBER: _ClassVar[int]
     twin: TwinIdentity
     description: str
     synthetic: bool
@@ -329,7 +338,8 @@ class TwinSummary(_message.Message):
     device: str
     required: _containers.RepeatedScalarFieldContainer[str]
     no_gradient: str
-    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., required: _Optional[_Iterable[str]] = ..., no_gradient: _Optional[str] = ...) -> None: ...
+    newer_refused: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, twin: _Optional[_Union[TwinIdentity, _Mapping]] = ..., description: _Optional[str] = ..., synthetic: bool = ..., neurons: _Optional[int] = ..., native_size: _Optional[_Union[Size, _Mapping]] = ..., stimulus_size: _Optional[_Union[Size, _Mapping]] = ..., behavior: _Optional[_Iterable[str]] = ..., pupil_center: _Optional[_Iterable[str]] = ..., takes_raw: bool = ..., graphs: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., required: _Optional[_Iterable[str]] = ..., no_gradient: _Optional[str] = ..., newer_refused: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetMouseRequest(_message.Message):
     __slots__ = ("twin",)

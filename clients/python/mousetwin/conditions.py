@@ -1,0 +1,64 @@
+"""What the numbers of behavior and pupil center mean: one rule for every call, here and on the service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidArgument
+from .query import Space
+
+
+class _Moments(Protocol):
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def condition_space(
+    said: Space | None, given: Mapping[str, NDArray[Any] | None], statistics: Mapping[str, _Moments]
+) -> Space:
+    """The space of behavior and pupil center.
+
+    Args:
+        said: by the caller, of the conditions themselves or of the images they come with.
+        given: the conditions that were sent, `behavior` (…, B) and `pupil_center` (…, 2).
+        statistics: the twin's, by variable.
+
+    Raises:
+        InvalidArgument: the caller did not say, and the numbers are not known to be the same in both spaces.
+    """
+    if said is not None:
+        return said
+    for name, values in given.items():
+        if values is not None and not _is_the_same(name, values, statistics[name]):
+            raise InvalidArgument(
+                f"condition_space: {name} must say whether it is 'raw' (as recorded) or 'model' (as the network takes "
+                "it: behavior divided by its standard deviation, pupil_center z-scored)",
+                field="condition_space",
+            )
+    return Space.MODEL
+
+
+def _is_the_same(name: str, values: NDArray[Any], moments: _Moments) -> bool:
+    """Whether numbers are the same in both spaces."""
+    if values.dtype.kind not in "uif":
+        # What they are is refused where they are read.
+        return True
+    if name == "behavior":
+        # It is divided by its standard deviation and nothing more.
+        return not values.any() or (
+            _fits(values, moments.std) and bool((values / np.array(moments.std) == values).all())
+        )
+    if not (_fits(values, moments.std) and _fits(values, moments.mean)):
+        return False
+    return bool(((values - np.array(moments.mean)) / np.array(moments.std) == values).all())
+
+
+def _fits(values: NDArray[Any], moments: tuple[float, ...]) -> bool:
+    return values.ndim > 0 and values.shape[-1] == len(moments)

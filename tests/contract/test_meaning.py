@@ -1,0 +1,363 @@
+"""What numbers mean: the space of conditions, warnings of what is nearly always a mistake, answers that overflow."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import mousetwin
+import mousetwin.aio
+import numpy as np
+import pytest
+from bundles import BARE, FULL, TinyTwin
+from hosts import Host, Refused
+from mousetwin import arrays
+from mousetwin.cli import main
+from mousetwin.v1 import digital_twin_pb2 as pb
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+from running import Service, in_thread
+
+NEAR: dict[str, Any] = {"rtol": 0, "atol": 2e-5}
+GIVEN = FULL.inputs(3)
+BEHAVIOR = np.array([[4.0, 0.5, 9.0], [1.0, -0.5, 0.0], [7.5, 2.0, 30.0]])
+PUPIL = np.array([[10.0, -3.0], [-30.0, 9.0], [0.0, 0.0]])
+MOVED = BEHAVIOR / FULL.behavior_std
+LOOKED = (PUPIL - FULL.pupil_mean) / FULL.pupil_std
+GRAY = np.full((1, *FULL.stimulus), 113, np.uint8)
+
+
+@pytest.fixture
+def mouse(service: Service) -> Iterator[mousetwin.Mouse]:
+    """New for each test: what it was warned of is forgotten."""
+    with mousetwin.connect(service.grpc, timeout=60) as twins:
+        yield twins["full"]
+
+
+# --- conditions say their own space
+
+
+def test_raw_conditions_beside_images_in_model_space(host: Host) -> None:
+    images = GIVEN["images"]
+    answer = host.predict("full", images, behavior=BEHAVIOR, pupil_center=PUPIL, space="model", condition_space="raw")
+    assert_allclose(answer.responses, FULL.respond(images, MOVED, LOOKED), **NEAR)
+    answer = host.gradient(
+        "full", images, np.ones(7), behavior=BEHAVIOR, pupil_center=PUPIL, space="model", condition_space="raw"
+    )
+    right = FULL.gradient(np.ones((3, 7)))
+    assert_allclose(answer.gradient["images"], right["images"], **NEAR)
+    assert_allclose(answer.gradient["behavior"], right["behavior"] / FULL.behavior_std, **NEAR)
+    assert_allclose(answer.gradient["pupil_center"], right["pupil_center"] / FULL.pupil_std, **NEAR)
+
+
+def test_conditions_in_model_units_beside_raw_images(host: Host) -> None:
+    right = FULL.respond_raw(np.repeat(GRAY, 3, 0), BEHAVIOR, PUPIL)
+    for space in ({}, {"space": "raw"}):
+        answer = host.predict("full", GRAY, behavior=MOVED, pupil_center=LOOKED, condition_space="model", **space)
+        assert_allclose(answer.responses, right, **NEAR)
+        assert answer.defaults == ()
+    answer = host.gradient("full", GRAY, np.ones(7), behavior=MOVED, condition_space="model")
+    assert answer.gradient["images"].shape == (3, *FULL.stimulus)
+    assert_allclose(answer.gradient["behavior"], FULL.gradient(np.ones((3, 7)))["behavior"], **NEAR)
+
+
+def test_conditions_follow_the_images_where_they_say_nothing(host: Host) -> None:
+    right = FULL.respond_raw(np.repeat(GRAY, 3, 0), BEHAVIOR, PUPIL)
+    assert_allclose(host.predict("full", GRAY, behavior=BEHAVIOR, pupil_center=PUPIL).responses, right, **NEAR)
+    assert_allclose(host.predict("full", **_named(GIVEN), space="model").responses, FULL.respond(**GIVEN), **NEAR)
+
+
+def test_an_unknown_condition_space_is_refused(host: Host) -> None:
+    with pytest.raises(Refused, match="'lab', expected 'raw' or 'model'") as caught:
+        host.predict("full", GRAY, behavior=BEHAVIOR[0], condition_space="lab")
+    assert caught.value.field == "condition_space"
+
+
+def _named(given: dict[str, Any]) -> dict[str, Any]:
+    return dict(given)
+
+
+@pytest.mark.parametrize(
+    ("twin", "given"),
+    [
+        ("full", {"behavior": [55, 0, 20]}),
+        ("full", {"pupil_center": [0, 0]}),
+        ("full", {"behavior": [[0, 0, 0], [0, 0, 1e-3]]}),
+        ("full", {"behavior": [0, 0, 0], "pupil_center": [1, 1]}),
+        ("bare", {"behavior": [1, 2, 3]}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::mousetwin.MousetwinWarning")
+@pytest.mark.parametrize("where", ["grpc", "local"])
+def test_an_optimisation_does_not_guess_the_space_of_conditions(
+    where: str, twin: str, given: dict[str, Any], service: Service, models: Path
+) -> None:
+    given = {"behavior": [0, 0, 0], **given}
+    with mousetwin.connect(service.grpc if where == "grpc" else f"local:{models}") as twins:
+        with pytest.raises(mousetwin.InvalidArgument, match=r"'raw'.*'model'") as caught:
+            twins[twin].optimize([1], steps=2, **given)
+        assert caught.value.field == "condition_space"
+        # Each of the two words settles it.
+        for said in ({"space": "model"}, {"condition_space": "model"}):
+            assert len(twins[twin].optimize([1], steps=2, **given, **said).images) == 1
+
+
+def test_conditions_that_are_the_same_in_both_spaces_need_not_say(mouse: mousetwin.Mouse) -> None:
+    still = mouse.optimize([1], steps=4, norm=2, behavior=[0, 0, 0])
+    said = mouse.optimize([1], steps=4, norm=2, behavior=[0, 0, 0], condition_space="model")
+    assert np.array_equal(still.images, said.images)
+
+
+def test_an_optimisation_under_raw_conditions(mouse: mousetwin.Mouse) -> None:
+    options: dict[str, Any] = {"steps": 60, "norm": 2}
+    found = mouse.optimize([1], behavior=BEHAVIOR[2], pupil_center=PUPIL[1], condition_space="raw", **options)
+    image = found.images[0] / np.linalg.norm(found.images[0])
+    filtered = FULL.weights("W")[:, 1].reshape(FULL.native)
+    assert_allclose(image, filtered / np.linalg.norm(filtered), atol=2e-2)
+    assert_allclose(found.values, FULL.respond(found.images, MOVED[2], LOOKED[1])[:, 1], rtol=0, atol=1e-4)
+
+
+def test_images_to_start_from_say_what_they_are(mouse: mousetwin.Mouse) -> None:
+    start = np.full((1, *FULL.native), 100, np.uint8)
+    with pytest.raises(mousetwin.InvalidArgument, match=r"uint8 images to start from must say") as caught:
+        mouse.optimize([1], start=start, steps=2)
+    assert caught.value.field == "space"
+    assert mouse.optimize([1], start=start, steps=2, space="raw").images.min() >= 0
+
+
+def test_the_command_asks_for_the_space_of_conditions(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["mei", "--mouse", "full", "--neurons", "1", "--steps", "3", "--server", service.grpc]
+    far = ["--behavior", "50,0,10", "--out", "a.npz"]
+    assert main([*command, *far]) == 1
+    assert capsys.readouterr().err.startswith("mousetwin: condition_space: behavior must say")
+    assert not list(tmp_path.iterdir())
+    assert main([*command, *far, "--condition-space", "model"]) == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert told.startswith("mousetwin: warning: behavior: pupil dilation is 48 standard deviations")
+    assert main([*command, "--behavior", "5,0,10", "--condition-space", "raw", "--out", "b.npz"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+    np.save("images.npy", GRAY)
+    np.save("behavior.npy", MOVED)
+    ask = ["predict", "images.npy", "--mouse", "full", "--server", service.grpc, "--behavior", "behavior.npy"]
+    assert main([*ask, "--condition-space", "model", "--out", "r.npy"]) == 0
+    assert_allclose(np.load("r.npy"), FULL.respond_raw(np.repeat(GRAY, 3, 0), BEHAVIOR), **NEAR)
+
+
+# --- warnings
+
+SCALED = np.random.default_rng(0).uniform(0, 1, (2, *FULL.stimulus))
+LEVELS = np.random.default_rng(1).integers(0, 256, (2, *FULL.native)).astype(np.float32)
+MODEL_IMAGES = GIVEN["images"][:2]
+# mouse, query, how the one warning begins.
+MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "floats from 0 to 1": ("full", {"images": SCALED, "space": "raw"}, "images: raw gray levels of at most"),
+    "a stimulus of 0 and 1": (
+        "full",
+        {"images": (SCALED > 0.5).astype(np.uint8)},
+        "images: raw gray levels of at most 1",
+    ),
+    "gray levels as the network's": (
+        "full",
+        {"images": LEVELS, "space": "model"},
+        "images: model space runs from",
+    ),
+    "ten deviations of running": ("full", {"images": GRAY, "behavior": [4, 0.5, 39]}, "behavior: running is 10 "),
+    "the other way": ("full", {"images": GRAY, "behavior": [-17, 0.5, 9]}, "behavior: pupil dilation is -10.5 "),
+    "raw behavior as the network's": (
+        "full",
+        {"images": MODEL_IMAGES, "behavior": [4, 0.5, 20], "space": "model"},
+        "behavior: running is 17 ",
+    ),
+    "one of many rows": (
+        "full",
+        {"images": MODEL_IMAGES, "behavior": [[2, 2, 3], [2, -9, 3]], "space": "model"},
+        "behavior: its derivative is -11 ",
+    ),
+    "behavior without statistics": (
+        "bare",
+        {"images": MODEL_IMAGES, "behavior": [50, 0, 10], "space": "model"},
+        "behavior: pupil dilation is 50 ",
+    ),
+    "a pupil elsewhere": ("full", {"images": GRAY, "pupil_center": [100, -3]}, "pupil_center: horizontal is 18 "),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.filterwarnings("ignore::mousetwin.MousetwinWarning")
+def test_what_is_nearly_always_a_mistake_is_answered_with_a_warning(name: str, host: Host) -> None:
+    twin, query, words = MISTAKES[name]
+    answer = host.predict(twin, **query)
+    (told,) = answer.warnings
+    assert told.startswith(words), told
+    model = query.get("space") == "model"
+    respond = {"full": FULL, "bare": BARE}[twin]
+    given: list[Any] = [query["images"]]
+    count = len(query["images"])
+    mean = np.divide(FULL.behavior_mean, FULL.behavior_std) if model else FULL.behavior_mean
+    given.append(np.broadcast_to(query.get("behavior", mean), (count, 3)))
+    given.append(query.get("pupil_center"))
+    right = respond.respond(*given) if model else respond.respond_raw(*given)
+    assert_allclose(answer.responses, right, rtol=1e-5, atol=1e-4)
+    assert host.gradient(twin, cotangent=np.ones(7), **query).warnings == answer.warnings
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"images": GRAY},
+        {"images": np.zeros_like(GRAY)},
+        {"images": GRAY.astype(float), "space": "raw"},
+        {"images": np.random.default_rng(2).normal(0, 4, (2, *FULL.native)), "space": "model"},
+        {"images": GRAY, "behavior": [20, 0.5, 9], "pupil_center": [50, -3]},
+        {"images": np.zeros((1, *FULL.native)), "behavior": [0, 0, 0], "space": "model"},
+    ],
+)
+def test_what_is_usual_brings_no_warning(query: dict[str, Any], host: Host) -> None:
+    assert host.predict("full", **query).warnings == ()
+
+
+def test_a_loop_is_told_of_each_mistake_once(mouse: mousetwin.Mouse) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for scale in (1.0, 0.9, 0.4):
+            found = mouse.predict(SCALED * scale, space="raw")
+            assert len(found.warnings) == 1
+        mouse.gradient(SCALED, np.ones(7), space="raw")
+        mouse.predict(GRAY, [4, 0.5, 60])
+        mouse.predict(GRAY, [4, 0.5, 90])
+    assert [str(one.message).split(":")[0] for one in caught] == ["images", "behavior"]
+    assert all(one.category is mousetwin.MousetwinWarning for one in caught)
+    # It points at who asked.
+    assert all(Path(one.filename) == Path(__file__) for one in caught)
+
+
+def test_warnings_of_every_frame_come_together(mouse: mousetwin.Mouse) -> None:
+    images = np.random.default_rng(3).integers(0, 256, (400, *FULL.native)).astype(np.float32)
+    images[300:] /= 255
+    with pytest.warns(mousetwin.MousetwinWarning, match="scaled to 0 to 1"):
+        found = mouse.predict(images, space="raw")
+    assert len(found.warnings) == 1
+    assert found[:10].warnings == found.warnings
+
+
+def test_sessions_frames_and_asyncio_tell_too(service: Service, mouse: mousetwin.Mouse) -> None:
+    import asyncio
+
+    with mouse.session() as session, pytest.warns(mousetwin.MousetwinWarning, match="images"):
+        assert session.predict(SCALED, space="raw").warnings
+    with pytest.warns(mousetwin.MousetwinWarning, match="images"):
+        (answer,) = mouse.predict_frames([{"images": SCALED, "space": "raw"}])
+    assert answer.warnings
+
+    async def ask() -> mousetwin.Responses:
+        async with mousetwin.aio.connect(service.grpc) as twins:
+            return await (await twins.mouse("full")).predict(SCALED, space="raw")
+
+    with pytest.warns(mousetwin.MousetwinWarning, match="images"):
+        assert asyncio.run(ask()).warnings
+
+
+def test_other_languages_find_warnings_in_the_trailing_metadata(service: Service) -> None:
+    request = pb.PredictRequest(
+        twin=pb.TwinRef(mouse="full"), images=arrays.to_proto(SCALED), space=pb.SPACE_RAW
+    ).SerializeToString()
+    with grpc.insecure_channel(service.grpc) as channel:
+        ask: Any = channel.unary_unary("/mousetwin.v1.DigitalTwin/Predict")
+        answer, call = ask.with_call(request)
+    told = [value for key, value in call.trailing_metadata() if key == "warning"]
+    assert told == list(pb.PredictResponse.FromString(answer).warnings)
+    assert len(told) == 1
+
+
+class Silent(TinyTwin):
+    """Neuron 2 answers 0 to everything."""
+
+    def weights(self, what: str) -> NDArray[np.float32]:
+        found = super().weights(what)
+        found[:, 2] = 0
+        return found
+
+
+def test_an_optimisation_whose_best_image_does_not_respond_says_so(tmp_path: Path) -> None:
+    Silent("silent", unit_ids=(11, 7, 30, 5, 1002, 64, 8)).write(tmp_path)
+    with in_thread(tmp_path) as service, mousetwin.connect(service.grpc) as twins:
+        mouse = twins["silent"]
+        with pytest.warns(mousetwin.MousetwinWarning, match=r"neurons: 1 of 2 do not respond .*\(2;"):
+            found = mouse.optimize([1, 2], steps=4)
+        assert len(found.warnings) == 1
+        with pytest.warns(mousetwin.MousetwinWarning, match=r"unit_ids: 1 of 1 do not respond .*\(30;"):
+            mouse.optimize(unit_ids=[30], steps=4)
+        # A neuron that is to be driven down may well be silent.
+        assert mouse.optimize([[2]], weights=[-1.0], steps=4).warnings == ()
+        found.save(tmp_path / "found.npz")
+        assert mousetwin.Optimized.load(tmp_path / "found.npz").warnings == found.warnings
+
+
+# --- answers that are not finite
+
+
+@pytest.mark.filterwarnings("ignore::mousetwin.MousetwinWarning")
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_a_response_that_overflows_is_an_error_that_says_so(value: float, host: Host) -> None:
+    images = (value * np.sign(FULL.weights("W")[:, 3])).reshape(1, *FULL.native).repeat(2, 0)
+    with pytest.raises(Refused, match=r"responses at \(\d, \d\) came out as (-?inf|nan)") as caught:
+        host.predict("full", images, behavior=[0, 0, 0], space="model")
+    assert (caught.value.code, caught.value.field) == ("INVALID_ARGUMENT", "images")
+    with pytest.raises(Refused, match=r"the gradient of \w+ at .* came out as -?inf") as caught:
+        host.gradient("full", GIVEN["images"], np.full(7, value), space="model")
+    assert caught.value.field == "cotangent"
+    assert_allclose(host.predict("full", **_named(GIVEN), space="model").responses, FULL.respond(**GIVEN), **NEAR)
+
+
+def test_a_response_beyond_float16_is_an_error_that_says_so(service: Service) -> None:
+    images = np.full((300, *FULL.native), 1e5, np.float32)
+    for count in (1, 300):
+        answer = httpx.post(
+            f"{service.http}/v1/mice/full/predict",
+            params={"space": "model", "dtype": "float16"},
+            content=arrays.write_npy(images[:count]),
+            headers={"content-type": "application/x-npy"},
+        )
+        assert answer.status_code == 400
+        assert answer.json()["field"] == "dtype"
+        assert "beyond float16" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("address", ["grpc", "local:"])
+@pytest.mark.parametrize(
+    "options", [{"norm": 1e30}, {"max_norm": 1e30, "start": "noise"}, {"std": 1e35}, {"norm": 1e300}]
+)
+def test_images_too_large_to_compute_are_an_error_that_says_so(
+    address: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    from mousetwin_serve.repository import DEMO_MODELS
+
+    with (
+        in_thread(DEMO_MODELS) as service,
+        mousetwin.connect(service.grpc if address == "grpc" else address) as twins,
+    ):
+        mouse = twins["demo"]
+        # Complex cells, whose energy is a square.
+        cells = np.flatnonzero(mouse.info.truth["is_complex"])[:2]
+        with pytest.raises(mousetwin.InvalidArgument, match=r"came out as (-?inf|nan)") as caught:
+            mouse.optimize(cells, steps=3, **options)
+        assert caught.value.field == next(iter(options))
+        assert np.isfinite(mouse.optimize(cells, steps=3).images).all()
+
+
+def test_json_never_holds_null_for_a_response(service: Service) -> None:
+    images = 3e38 * np.sign(FULL.weights("W")[:, 3]).reshape(1, *FULL.native)
+    body = {"images": images.tolist(), "space": "model"}
+    answer = httpx.post(f"{service.http}/v1/mice/full/predict", json=body)
+    assert answer.status_code == 400
+    assert "null" not in answer.text
+    assert json.loads(answer.text)["code"] == "INVALID_ARGUMENT"

@@ -361,3 +361,27 @@ def test_json_never_holds_null_for_a_response(service: Service) -> None:
     assert answer.status_code == 400
     assert "null" not in answer.text
     assert json.loads(answer.text)["code"] == "INVALID_ARGUMENT"
+
+
+# --- frames are mappings, whose names must be known
+
+
+@pytest.mark.parametrize(
+    ("frame", "field", "words"),
+    [
+        ({"images": GRAY, "neuron": [1]}, "neuron", "a frame may not hold it, expected some of images, behavior"),
+        ({"images": GRAY, "Space": "raw"}, "Space", "condition_space"),
+        ({"image": GRAY}, "image", "expected some of images"),
+        ({"images": GRAY, "timeout": 3}, "timeout", "a frame may not hold it"),
+        ({"images": GRAY, 3: 4}, "3", "a frame may not hold it"),
+        ({"behavior": [1, 2, 3]}, "images", "missing in a frame"),
+    ],
+)
+def test_a_name_that_a_frame_may_not_hold_is_refused(
+    frame: dict[Any, Any], field: str, words: str, mouse: mousetwin.Mouse
+) -> None:
+    answers = mouse.predict_frames([{"images": GRAY}, frame])
+    assert_allclose(next(answers), FULL.respond_raw(GRAY), **NEAR)
+    with pytest.raises(mousetwin.InvalidArgument, match=words) as caught:
+        next(answers)
+    assert caught.value.field == field

@@ -93,7 +93,7 @@ def main() -> None:
     bare = Batch(model, **given)
     raw = rng.integers(0, 256, (args.images, *summary.stimulus_size)).astype(np.uint8)
     images, space = (raw, "raw") if summary.takes_raw else (np.resize(model, (args.images, *model.shape[1:])), "model")
-    path = f"/v1/mice/{args.mouse}/predict?space={space}&model={summary.twin.model}"
+    path = f"/v1/mice/{args.mouse}/predict?space={space}&model={summary.twin.model}&early=true"
     process, grpc, http, _ = start(args.models)
     try:
         post(http, path, images[:256])

@@ -35,6 +35,13 @@ def serve_command(commands: Any) -> None:
         default=64,
         help="size of one request in MiB (default: %(default)s)",
     )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin ask over HTTP, as https://lab.example; may be repeated; * for all pages",
+    )
     parser.set_defaults(run=_run_serve, extra="serve")
 
 
@@ -46,6 +53,7 @@ def _run_serve(args: argparse.Namespace) -> int:
 
     from mousetwin.errors import NotFound
 
+    from .api.cors import check_origins
     from .batcher import BatchSettings
     from .device import choose
     from .hosts.standalone import Addresses, serve
@@ -55,6 +63,7 @@ def _run_serve(args: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    check_origins(args.cors_origin)
     devices = choose(args.device, args.threads, tf32=args.tf32)
     limits = Limits(request_bytes=args.max_request_mb << 20)
     models = args.models or DEMO_MODELS
@@ -64,7 +73,7 @@ def _run_serve(args: argparse.Namespace) -> int:
     if not repository.twins:
         raise NotFound(f"{models}: no twin in it can be served, expected MOUSE/MODEL/VERSION/bundle.json")
     settings = BatchSettings(max_batch=args.max_batch, max_queued=args.max_queue)
-    addresses = Addresses(args.host, args.http_port, args.grpc_port)
+    addresses = Addresses(args.host, args.http_port, args.grpc_port, tuple(args.cors_origin))
 
     async def main() -> None:
         await serve(TwinService(repository, limits=limits, batching=settings), addresses, devices)

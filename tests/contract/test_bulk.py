@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
+import json
 import re
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from mousetwin.arrays import read_npy, write_npy
 from mousetwin_serve.stimulus import Limits
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
-from running import REQUEST_BYTES, Service, in_thread, until
+from running import REQUEST_BYTES, Service, as_command, in_thread, until
 
 NPY, NPZ = "application/x-npy", "application/x-npz"
 # 2.3 MB, nine times what one request may otherwise hold.
@@ -98,10 +100,10 @@ def test_behavior_and_pupil_beside_the_images(service: Service) -> None:
 class Connection:
     """A caller that sends and reads as it pleases."""
 
-    def __init__(self, service: Service, mouse: str, length: int) -> None:
+    def __init__(self, service: Service, mouse: str, length: int, parameters: str = "early=true") -> None:
         host, _, port = service.http.removeprefix("http://").partition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=60)
-        head = f"POST /v1/mice/{mouse}/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {NPY}\r\n"
+        head = f"POST /v1/mice/{mouse}/predict?{parameters} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {NPY}\r\n"
         self.socket.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
         self.stream = self.socket.makefile("rb")
 
@@ -132,11 +134,45 @@ def test_the_first_rows_leave_while_later_images_arrive(service: Service, right:
     connection.close()
 
 
-def test_a_caller_that_sends_everything_before_it_reads(service: Service) -> None:
+@pytest.mark.parametrize("parameters", ["", "?early=false"])
+def test_otherwise_the_answer_begins_once_all_images_are_in(
+    parameters: str, service: Service, right: NDArray[np.float64]
+) -> None:
+    """Proxies stop forwarding a body once its answer begins."""
+    body = write_npy(MANY)
+    name = 'mousetwin_images_total{model="linear",mouse="full"}'
+    before = counted(service, name)
+    connection = Connection(service, "full", len(body), parameters)
+    connection.socket.sendall(body[:-1])
+    # The images are worked on all the same, all but those of the last part.
+    until(lambda: counted(service, name) >= before + len(MANY) - 64)
+    connection.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        connection.socket.recv(1)
+    connection.socket.settimeout(60)
+    connection.socket.sendall(body[-1:])
+    status, headers = connection.head()
+    assert status == 200
+    found = connection.stream.read(int(headers["content-length"]))
+    assert_allclose(read_npy(found, "responses"), right, rtol=0, atol=1e-5)
+    connection.close()
+
+
+@pytest.mark.parametrize("early", ["True", "1", "yes", ""])
+@pytest.mark.parametrize("images", [MANY, MANY[:1]], ids=["many", "one"])
+def test_early_is_true_or_false(early: str, images: NDArray[Any], service: Service) -> None:
+    answer = post(service, "full", write_npy(images), early=early)
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "early"
+    assert "expected 'true' or 'false'" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("early", ["true", "false"])
+def test_a_caller_that_sends_everything_before_it_reads(early: str, service: Service) -> None:
     """As most HTTP libraries do: with more on its way both ways than sockets hold."""
     images = np.random.default_rng(2).integers(0, 256, (4000, *WIDE.stimulus)).astype(np.uint8)
     connection = http.client.HTTPConnection(service.http.removeprefix("http://"), timeout=60)
-    connection.request("POST", "/v1/mice/wide/predict", write_npy(images), {"content-type": NPY})
+    connection.request("POST", f"/v1/mice/wide/predict?early={early}", write_npy(images), {"content-type": NPY})
     found = read_npy(connection.getresponse().read(), "responses")
     connection.close()
     assert found.shape == (4000, 4000)
@@ -196,15 +232,42 @@ def test_an_npz_is_checked(service: Service) -> None:
     good(service)
 
 
-@pytest.mark.parametrize("wrong", ["not finite", "cut off", "more than announced"])
-def test_what_goes_wrong_later_never_looks_like_a_whole_answer(wrong: str, service: Service) -> None:
+WRONG_LATER = ["not finite", "cut off", "more than announced"]
+
+
+def wrong_later(wrong: str) -> bytes:
     images = MANY.astype(np.float32)
     if wrong == "not finite":
         images[2900, 3, 4] = np.nan
     body = write_npy(images)
-    body = body[:-5000] if wrong == "cut off" else body + b"\0" if wrong == "more than announced" else body
+    return body[:-5000] if wrong == "cut off" else body + b"\0" if wrong == "more than announced" else body
+
+
+@pytest.mark.parametrize("wrong", WRONG_LATER)
+def test_what_goes_wrong_later_never_looks_like_a_whole_answer(wrong: str, service: Service) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        post(service, "full", in_pieces(body), space="raw")
+        post(service, "full", in_pieces(wrong_later(wrong)), space="raw", early="true")
+    good(service)
+
+
+@pytest.mark.parametrize("wrong", WRONG_LATER)
+def test_what_is_found_before_the_answer_begins_is_told(wrong: str, service: Service) -> None:
+    body = wrong_later(wrong)
+    parameters = "space=raw&early=false"
+    if wrong == "not finite":
+        # It is found while the body is still on its way.
+        connection = Connection(service, "full", len(body), parameters)
+        connection.socket.sendall(body[:-1])
+        status, headers = connection.head()
+        problem = json.loads(connection.stream.read(int(headers["content-length"])))
+        connection.close()
+    else:
+        answer = post(service, "full", in_pieces(body), space="raw")
+        status, problem = answer.status_code, answer.json()
+    assert status == 400
+    assert problem["field"] == "images"
+    told = {"not finite": "nan", "cut off": f"has {len(body) + 5000} bytes, {len(body)} came"}
+    assert told.get(wrong, "more came") in problem["detail"]
     good(service)
 
 
@@ -232,6 +295,44 @@ def test_a_caller_that_is_lost_costs_no_more_than_its_window(how: str, models: P
         assert counted(service, 'mousetwin_images_total{model="linear",mouse="wide"}') < 4000
         good(service)
         connection.close()
+
+
+def test_a_caller_that_stops_sending_is_told(models: Path) -> None:
+    body = write_npy(MANY)
+    with in_thread(models, limits=Limits(stall_seconds=0.3, discard_seconds=0.1)) as service:
+        connection = Connection(service, "full", len(body), "early=false")
+        connection.socket.sendall(body[: len(body) // 2])
+        status, headers = connection.head()
+        problem = json.loads(connection.stream.read(int(headers["content-length"])))
+        assert status == 504
+        assert problem["detail"].startswith("the caller sent nothing for 0.3 s")
+        # What is left of the body could come at any time: nothing else can be asked on this connection.
+        assert connection.stream.read() == b""
+        connection.close()
+        good(service)
+
+
+def test_a_caller_that_hangs_up_while_it_sends_is_noticed(models: Path) -> None:
+    body = write_npy(MANY)
+    with in_thread(models) as service:
+        connection = Connection(service, "full", len(body), "early=false")
+        connection.socket.sendall(body[: len(body) // 2])
+        connection.close()
+        name = 'mousetwin_requests_total{call="Predict",code="CANCELLED",protocol="rest"}'
+        until(lambda: counted(service, name))
+        good(service)
+
+
+def test_no_room_for_what_waits_is_told(models: Path) -> None:
+    images = np.zeros((2000, *WIDE.stimulus), np.uint8)
+    body = write_npy(images)
+    with as_command("--models", str(models), "--device", "cpu") as command:
+        # Of its temporary files, which it writes when more than a megabyte waits.
+        resource.prlimit(command.process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        answer = post(command.service, "wide", body)
+        assert answer.status_code == 429
+        assert "no room" in answer.json()["detail"]
+        good(command.service)
 
 
 def test_two_hundred_at_once(service: Service) -> None:

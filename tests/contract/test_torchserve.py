@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import signal
@@ -148,6 +149,14 @@ def test_rest_refuses_as_ours_does(
     assert told.pop("request_id", None) == found.headers["x-request-id"] or "request_id" not in right
     right.pop("request_id", None)
     assert told == right
+
+
+def test_rest_refuses_compressed_bodies_by_name(torchserve: TorchServe) -> None:
+    url, headers = f"{torchserve.http}/predictions/full_linear_1", {"content-type": NPY, "content-encoding": "gzip"}
+    answer = httpx.post(url, content=gzip.compress(write_npy(IMAGES[:2])), headers=headers, timeout=60)
+    assert answer.status_code == 415
+    assert answer.headers["accept-encoding"] == "identity"
+    assert answer.json()["detail"].startswith("content-encoding: 'gzip', expected none")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,15 @@
-"""Predictions for a body of any length: images in, rows of responses out, as `.npy`, both as they come."""
+"""Predictions for a body of any length: images in, rows of responses out, as `.npy`.
+
+Images are worked on as they come. The answer begins when all have come, since proxies stop forwarding a body once its
+answer begins, or at once where the caller says that it reads while it sends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -36,29 +41,33 @@ class StreamedAnswer(Response):
         on_end: called with the outcome's code.
     """
 
-    def __init__(
-        self, upload: Upload, answers: AsyncGenerator[Prediction, None], first: Prediction, count: int
-    ) -> None:
+    def __init__(self, upload: Upload, answers: AsyncGenerator[Prediction, None], first: Prediction) -> None:
         super().__init__()
         self.on_end: Callable[[str], None] = lambda code: None
         self._upload = upload
         self._answers = answers
-        self._first = first
-        self._header = arrays.npy_header((count, first.responses.shape[1]), upload.dtype)
-        row_bytes = first.responses.shape[1] * upload.dtype.itemsize
+        self._ready = Spool()
+        shape = (upload.count, first.responses.shape[1])
+        header = arrays.npy_header(shape, upload.dtype)
+        self._length = len(header) + math.prod(shape) * upload.dtype.itemsize
+        self._ready.put(header)
+        self._keep(first)
         self.headers["content-type"] = bodies.NPY
-        self.headers["content-length"] = str(len(self._header) + count * row_bytes)
+        self.headers["content-length"] = str(self._length)
         self.headers.update(bodies.headers_of(first))
 
+    async def hold(self) -> None:
+        """Keep what is ready until the whole body is in. Raises what is found to be wrong meanwhile."""
+        while not self._upload.whole:
+            self._keep(await anext(self._answers))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        code, rows = "OK", 0
+        code, sent = "OK", 0
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send(send, self._header)
-            async for answer in self._all():
-                encoded = bodies.encode(answer.responses, self._upload.dtype)
-                await self._send(send, np.ascontiguousarray(encoded).data.cast("B"))
-                rows += len(answer.responses)
+            async for data in self._all():
+                await self._send(send, data)
+                sent += len(data)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except Exception as failure:
             # The status has been sent: all that is left is to end before the length that was announced, which every
@@ -66,7 +75,7 @@ class StreamedAnswer(Response):
             request_id = self.headers.get("x-request-id", "")
             error = as_domain_error(failure, request_id)
             code = error.code
-            log.warning("request %s ended after %d rows: %s", request_id, rows, error)
+            log.warning("request %s ended after %d of %d bytes: %s", request_id, sent, self._length, error)
         finally:
             await self.close()
             self.on_end(code)
@@ -75,11 +84,22 @@ class StreamedAnswer(Response):
         """Stop what is under way."""
         await self._answers.aclose()
         await self._upload.close()
+        self._ready.close()
 
-    async def _all(self) -> AsyncIterator[Prediction]:
-        yield self._first
+    def _keep(self, answer: Prediction) -> None:
+        try:
+            self._ready.put(bytes(self._encoded(answer)))
+        except OSError as error:
+            raise _no_room("answer", error) from error
+
+    async def _all(self) -> AsyncIterator[bytes | memoryview]:
+        while data := self._ready.get():
+            yield data
         async for answer in self._answers:
-            yield answer
+            yield self._encoded(answer)
+
+    def _encoded(self, answer: Prediction) -> memoryview:
+        return np.ascontiguousarray(bodies.encode(answer.responses, self._upload.dtype)).data.cast("B")
 
     async def _send(self, send: Send, data: bytes | memoryview) -> None:
         message = {"type": "http.response.body", "body": data, "more_body": True}
@@ -90,25 +110,32 @@ class StreamedAnswer(Response):
             raise DeadlineExceeded(f"the caller read nothing for {self._upload.stall_seconds:g} s") from None
 
 
-async def answer(request: Request, service: TwinService, sent_as: str, deadline: float | None) -> StreamedAnswer:
-    """The answer to a large request, its first rows computed.
+async def answer(
+    request: Request, service: TwinService, sent_as: str, deadline: float | None, *, early: bool
+) -> StreamedAnswer:
+    """The answer to a large request.
+
+    Args:
+        request: its body is not read yet.
+        service: answers.
+        sent_as: the body's type.
+        deadline: for each part of it, on `time.monotonic()`'s clock.
+        early: whether the answer begins with the first rows, or once the whole body is in.
 
     Raises:
-        MousetwinError: what is wrong with the request as far as its first rows tell.
+        MousetwinError: what is wrong with the request as far as is known when the answer begins.
     """
-    upload = Upload(request, service, sent_as)
-    try:
-        queries = upload.queries()
-        answers = service.answer_stream(queries, deadline)
-        try:
-            first = await anext(answers)
-        except BaseException:
-            await answers.aclose()
-            raise
-        return StreamedAnswer(upload, answers, first, upload.count)
-    except BaseException:
-        await upload.close()
-        raise
+    upload = Upload(request, service, sent_as, early=early)
+    answers = service.answer_stream(upload.queries(), deadline)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(upload.close)
+        stack.push_async_callback(answers.aclose)
+        streamed = StreamedAnswer(upload, answers, await anext(answers))
+        stack.push_async_callback(streamed.close)
+        if not early:
+            await streamed.hold()
+        stack.pop_all()
+    return streamed
 
 
 async def score(request: Request, service: TwinService, deadline: float | None) -> Response:
@@ -133,9 +160,13 @@ class Upload:
         apart: what came in the `.npz` and is not for the twin, likewise.
         dtype: of the answer.
         stall_seconds: for how long neither side may keep the other waiting.
+        whole: whether all of it is in, as far as is known.
     """
 
-    def __init__(self, request: Request, service: TwinService, sent_as: str, apart: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, request: Request, service: TwinService, sent_as: str, apart: tuple[str, ...] = (), *, early: bool = False
+    ) -> None:
+        """early: whether the answer begins, and the caller reads it, before all is in."""
         self.count = self._done = 0
         self.space: Space | None = None
         self.apart: dict[str, NDArray[Any]] = dict.fromkeys(apart, np.empty(0))
@@ -150,7 +181,11 @@ class Upload:
         length = request.headers.get("content-length", "")
         self._length = int(length) if length.isdigit() else None
         self._spool = Spool()
-        self._gone = self._sending = False
+        self.whole = self._gone = self._sending = False
+        # What an .npz holds is never told before all of it is in, so that its caller is never kept waiting either.
+        self._in_step = early or sent_as == bodies.NPZ
+        self._came = 0
+        self._expected: int | None = None
         self._moved = asyncio.Event()
         self._reader = asyncio.ensure_future(self._read(request.receive))
 
@@ -217,9 +252,10 @@ class Upload:
         assert rows.shape is not None
         self.count = rows.shape[0]
         if length is not None and length != rows.bytes_in_all:
-            raise InvalidArgument(
-                f"images: by its header the .npy has {rows.bytes_in_all} bytes, {length} are announced", field="images"
-            )
+            raise _wrong_length(rows.bytes_in_all, f"{length} are announced")
+        if self._sent_as == bodies.NPY:
+            self._expected = rows.bytes_in_all
+            self._check_length()
         for name, values in beside.items():
             if values.ndim == 2 and len(values) != self.count:
                 raise InvalidArgument(
@@ -261,21 +297,44 @@ class Upload:
 
     async def _read(self, receive: Receive) -> None:
         try:
-            more = True
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     self._gone = True
                     self._spool.fail(Cancelled("the caller hung up"))
                     return
-                self._spool.put(message.get("body", b""))
-                if more and not message.get("more_body", False):
-                    more = False
+                data = message.get("body", b"")
+                self._spool.put(data)
+                self._came += len(data)
+                ended = not self.whole and not message.get("more_body", False)
+                self.whole = self.whole or ended
+                self._check_length()
+                if ended:
                     self._spool.end()
                 # A caller who reads what is answered can wait with sending; one who does not read sends first.
-                while more and self._spool.full and not self._sending:
+                while self._in_step and not self.whole and self._spool.full and not self._sending:
                     self._moved.clear()
                     await self._moved.wait()
+        except InvalidArgument as error:
+            self.whole = False
+            self._spool.fail(error)
         except OSError as error:
-            log.error("a request's body cannot be kept", exc_info=error)
-            self._spool.fail(ResourceExhausted("body: the service has no room for it; send fewer images at once"))
+            self._spool.fail(_no_room("body", error))
+
+    def _check_length(self) -> None:
+        """Raises InvalidArgument where more came than the `.npy`'s header says, or less in all."""
+        if self._expected is None:
+            return
+        if self._came > self._expected:
+            raise _wrong_length(self._expected, "more came")
+        if self.whole and self._came < self._expected:
+            raise _wrong_length(self._expected, f"{self._came} came")
+
+
+def _wrong_length(expected: int, came: str) -> InvalidArgument:
+    return InvalidArgument(f"images: by its header the .npy has {expected} bytes, {came}", field="images")
+
+
+def _no_room(what: str, error: OSError) -> ResourceExhausted:
+    log.error("what waits of a large request cannot be kept", exc_info=error)
+    return ResourceExhausted(f"{what}: the service has no room for it; send fewer images at once", field=what)

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mousetwin.errors import MousetwinError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from .bodies import write_json
@@ -15,7 +16,12 @@ PROBLEM = "application/problem+json"
 
 
 def sent_as(headers: Mapping[str, str], types: tuple[str, ...]) -> str:
-    """The type of a body. Raises HTTPException (415) where it is none of `types`."""
+    """The type of a body.
+
+    Raises:
+        HTTPException: it is none of `types` or comes compressed (415), or in a transfer coding that is not known (501).
+    """
+    _check_codings(headers)
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in types:
         raise HTTPException(415, f"content-type: {media_type[:80]!r}, expected {_any_of(types)}")
@@ -46,6 +52,26 @@ def problem(status: int, detail: str, error: MousetwinError | None = None) -> by
     if error is not None:
         told |= {"code": error.code, "field": error.field, "request_id": error.request_id}
     return write_json(told)
+
+
+def _check_codings(headers: Mapping[str, str]) -> None:
+    codings = _listed(headers, "content-encoding")
+    if set(codings) - {"identity"}:
+        came = ", ".join(codings)[:80]
+        raise HTTPException(
+            415,
+            f"content-encoding: {came!r}, expected none: send the body as it is",
+            {"Accept-Encoding": "identity"},
+        )
+    codings = _listed(headers, "transfer-encoding")
+    if set(codings) - {"chunked"}:
+        raise HTTPException(501, f"transfer-encoding: {', '.join(codings)[:80]!r}, expected 'chunked' or none")
+
+
+def _listed(headers: Mapping[str, str], name: str) -> list[str]:
+    """What a header lists, which may come several times."""
+    values = headers.getlist(name) if isinstance(headers, Headers) else [headers.get(name, "")]
+    return [part.strip().lower() for value in values for part in value.split(",") if part.strip()]
 
 
 def _title(status: int) -> str:

@@ -196,7 +196,7 @@ def _problems(*statuses: int) -> Schema:
         404: "No such mouse, model or version.",
         406: "None of the accepted media types is on offer.",
         413: "The request or its answer is over a size limit.",
-        415: "The body is of no known media type.",
+        415: "The body is of no known media type, or compressed.",
         429: "The queue is full.",
         501: "The twin has no gradient.",
         503: "The service is shutting down.",
@@ -212,6 +212,11 @@ def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
 
 _DTYPE = _query(
     "dtype", "of the responses as .npy or .npz; float32", {"type": "string", "enum": ["float32", "float16"]}
+)
+_EARLY = _query(
+    "early",
+    "true: the answer to a .npy of any length begins while it still comes, for callers that read while they send",
+    {"type": "string", "enum": ["true", "false"]},
 )
 _ANSWERED = (
     "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults "
@@ -276,10 +281,10 @@ def document(limits: Limits) -> Schema:
                     "operationId": "predict",
                     "summary": "Predicted responses to a batch of images",
                     "description": "Arrays as JSON lists, as one .npy (the images), or as .npz with images, behavior, "
-                    f"pupil_center, neurons, unit_ids. {_ANSWERED} A .npy may be of any length: it is answered as it "
-                    "comes, as a .npy of the announced length, which ends early where something fails on the way. So "
-                    "is an .npz over the limit, once it has come.",
-                    "parameters": [*asked, _DTYPE],
+                    f"pupil_center, neurons, unit_ids. {_ANSWERED} A .npy may be of any length: it is worked on as "
+                    "it comes and answered once it has come, as a .npy of the announced length, which ends early where "
+                    "something fails on the way. So is an .npz over the limit.",
+                    "parameters": [*asked, _DTYPE, _EARLY],
                     "requestBody": _body(**{JSON: _ref("PredictRequest"), NPY: _BINARY, NPZ: _BINARY}),
                     "responses": {
                         "200": _answer(

@@ -15,17 +15,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from ..service import TwinService
 from . import bodies, bulk, media, openapi
+from .cors import with_cors
+from .discard import Discard
 from .errors import as_domain_error, http_status, new_request_id
 
 _LARGE_BYTES = 1 << 20
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(service: TwinService) -> Starlette:
-    """The ASGI app of a service."""
+def build_app(service: TwinService, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
+    """The ASGI app of a service.
+
+    Args:
+        service: answers.
+        cors_origins: of the web pages that may ask, as browsers send them; `*` for all.
+
+    Raises:
+        InvalidArgument: an origin that no browser sends.
+    """
     rest = _Rest(service)
     app = Starlette(
         routes=[
@@ -44,7 +55,7 @@ def build_app(service: TwinService) -> Starlette:
         exception_handlers={HTTPException: _http_problem},
     )
     app.router.redirect_slashes = False
-    return app
+    return Discard(with_cors(app, cors_origins), service.limits)
 
 
 class _Rest:
@@ -94,10 +105,11 @@ class _Rest:
     async def predict(self, request: Request) -> Response:
         types = (bodies.JSON, bodies.NPY, bodies.NPZ)
         sent_as = media.sent_as(request.headers, types)
+        early = _early(request)
         if self._is_bulk(request, sent_as, media.answer_as(request.headers, sent_as, types)):
             # Rows that are sent as they are ready are a .npy, whatever came.
             media.answer_as(request.headers, bodies.NPY, (bodies.NPY,))
-            return await bulk.answer(request, self._service, sent_as, _deadline(request))
+            return await bulk.answer(request, self._service, sent_as, _deadline(request), early=early)
         return await self._answer(request, types, gradient=False)
 
     async def score(self, request: Request) -> Response:
@@ -207,6 +219,13 @@ def _deadline(request: Request) -> float | None:
     if not 0 < seconds < math.inf:
         raise InvalidArgument(f"timeout: {text[:80]!r}, expected seconds, more than 0", field="timeout")
     return time.monotonic() + seconds
+
+
+def _early(request: Request) -> bool:
+    text = request.query_params.get("early", "false")
+    if text not in ("true", "false"):
+        raise InvalidArgument(f"early: {text[:80]!r}, expected 'true' or 'false'", field="early")
+    return text == "true"
 
 
 async def _disconnected(request: Request) -> None:

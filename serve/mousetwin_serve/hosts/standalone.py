@@ -27,6 +27,7 @@ from ..device import Device
 from ..optimizer.run import warm_up
 from ..repository import Repository
 from ..service import TwinService
+from .http_protocol import HttpProtocol
 
 
 class HostError(MousetwinError):
@@ -35,11 +36,12 @@ class HostError(MousetwinError):
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where to listen; port 0 takes a free one."""
+    """Where to listen; port 0 takes a free one. cors_origins: of web pages that may ask, as browsers send them."""
 
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
+    cors_origins: tuple[str, ...] = ()
 
 
 class StandaloneServer:
@@ -55,7 +57,13 @@ class StandaloneServer:
         self._health = health.aio.HealthServicer()
         self._grpc = self._build_grpc()
         config = uvicorn.Config(
-            build_app(service), log_config=None, access_log=False, lifespan="off", http="httptools", server_header=False
+            build_app(service, addresses.cors_origins),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http=HttpProtocol,
+            ws="none",
+            server_header=False,
         )
         self._http = _Uvicorn(config)
         self.http_port = 0

@@ -99,7 +99,7 @@ class _Served:
             status, content = 200, bodies.write_answer(answer, answered, dtype)
             headers = bodies.headers_of(answer)
         except HTTPException as error:
-            status, answered, headers = error.status_code, media.PROBLEM, {}
+            status, answered, headers = error.status_code, media.PROBLEM, dict(error.headers or {})
             content = media.problem(status, error.detail)
         except Exception as failure:
             domain = as_domain_error(failure, request_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,19 +16,31 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .errors import ExportError
 from .family import Core, PointReadout, Shifter, Twin
+from .not_checkpoints import SAVE, not_a_checkpoint
+from .unwrap import find_weights
 
 # Part of a checkpoint, and of no consequence at inference.
 _IGNORED_SUFFIXES = ("num_batches_tracked", ".sigma")
 _IGNORED_PREFIXES = ("core._input_weights_regularizer.",)
+# How torch names what it would not unpickle.
+_PICKLED = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state_dict. name: the file's name. sha256: of the file."""
+    """A state_dict.
+
+    Attributes:
+        name: the file's name.
+        sha256: of the file.
+        tensors: by name, without wrappers and prefixes.
+        read_from: which were there; "" where none was.
+    """
 
     name: str
     sha256: str
     tensors: Mapping[str, Tensor]
+    read_from: str = ""
 
     def mice(self) -> list[str]:
         """The data_keys it holds a readout for."""
@@ -45,31 +59,43 @@ class Checkpoint:
         return mouse
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file, read with `weights_only=True`.
+def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
+    """The checkpoint in a file, read with `weights_only=True`: a state_dict, alone or wrapped.
+
+    Args:
+        path: the file.
+        weights: the name of the weights where there are several, as the error says it: keys joined by dots.
 
     Raises:
-        ExportError: the file cannot be read, is no checkpoint, or holds anything but named tensors.
+        ExportError: the file cannot be read, is no checkpoint, holds anything but named tensors where its weights are,
+            or has them more than once.
     """
     try:
-        digest = sha256(path.read_bytes())
+        data = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}") from None
+    if what := not_a_checkpoint(data):
+        raise ExportError(f"{path}: {what}")
+    try:
         with warnings.catch_warnings():
             # torch warns of pickles it did not write itself; what is in them is judged below.
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}") from None
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged pickle can fail anywhere in torch's reader, with whatever exception that line raises.
+        if pickled := _PICKLED.search(str(error)):
+            raise ExportError(
+                f"{path}: holds a pickled {pickled[1]}: a whole module, or something beside the weights; "
+                f"neither is read, {SAVE}"
+            ) from None
         raise ExportError(f"{path}: not a checkpoint that holds nothing but weights ({type(error).__name__})") from None
-    if not isinstance(loaded, dict) or not loaded:
-        raise ExportError(f"{path}: holds a {type(loaded).__name__}, expected a state_dict of named tensors")
-    for key, value in loaded.items():
+    found = find_weights(str(path), loaded, weights)
+    for key, value in found.tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ExportError(f"{path}: {key!r} is a {type(value).__name__}, expected a state_dict of named tensors")
         if value.layout != torch.strided or value.is_complex() or value.is_quantized:
             raise ExportError(f"{path}: {key} is not a dense tensor of real numbers")
-    return Checkpoint(path.name, digest, loaded)
+    return Checkpoint(path.name, sha256(data), found.tensors, found.read_from)
 
 
 def build_twin(checkpoint: Checkpoint, config: ModelConfig, mouse: str) -> Twin:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ def export_command(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="MODELS", help="folder of bundles")
     parser.add_argument("--model", metavar="NAME", help="default: cnn, or ln for a linear config")
     parser.add_argument("--version", default="", help="default: the next number")
+    parser.add_argument(
+        "--weights", metavar="NAME", help="which of a checkpoint that has several: keys, joined by dots"
+    )
     parser.add_argument("--statistics", type=Path, metavar="YAML", help="images, behavior, …: {mean, std}")
     parser.add_argument("--dataset", type=Path, metavar="PATH", help="the mouse's data set, folder or zip")
     parser.add_argument("--input-size", type=_size, default=(36, 64), metavar="HxW", help="default: 36x64")
@@ -64,7 +68,9 @@ def _run_export(args: argparse.Namespace) -> int:
     from .export import Contract, export_twin
 
     config = read_config(args.config)
-    checkpoint = read_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint, args.weights)
+    if checkpoint.read_from:
+        print(f"{checkpoint.name}: {checkpoint.read_from}", file=sys.stderr)
     mice = checkpoint.mice() if args.mouse == "all" else [args.mouse]
     if len(mice) > 1 and args.dataset is not None:
         raise ExportError("--dataset is of one mouse: export the mice of this checkpoint one by one")

@@ -90,14 +90,24 @@ def test_predict_takes_the_rest_from_files_and_flags(
     assert_allclose(np.load("d.npy"), expected, rtol=0, atol=1e-6)
 
 
-def test_predict_replaces_an_earlier_answer_whole(run: Run, mouse: mousetwin.Mouse) -> None:
-    Path("responses.npy").write_text("yesterday's")
-    before = listing()
+def test_predict_replaces_an_earlier_answer_only_where_that_is_asked_for(
+    run: Run, mouse: mousetwin.Mouse, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("images.npy", "--mouse", "demo", "--out", "responses.npy") == 0
-    assert listing() == before
-    assert_allclose(np.load("responses.npy"), mouse.predict(IMAGES), rtol=0, atol=1e-6)
     # Others may read it as they may any file this user makes.
     assert Path("responses.npy").stat().st_mode == Path("images.npy").stat().st_mode
+    Path("responses.npy").write_text("yesterday's")
+    Path("responses.npy").chmod(0o640)
+    before = listing()
+    capsys.readouterr()
+    for more in ([], ["--neurons", "1,2"]):
+        assert run("images.npy", "--mouse", "demo", "--out", "responses.npy", *more) == 1
+        assert capsys.readouterr().err == "mousetwin: out: responses.npy exists; --overwrite replaces it\n"
+        assert Path("responses.npy").read_text() == "yesterday's"
+    assert run("images.npy", "--mouse", "demo", "--out", "responses.npy", "--overwrite") == 0
+    assert listing() == before
+    assert_allclose(np.load("responses.npy"), mouse.predict(IMAGES), rtol=0, atol=1e-6)
+    assert Path("responses.npy").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(
@@ -168,7 +178,9 @@ def test_most_exciting_images_to_a_file(
     assert_allclose(np.linalg.norm(saved.images, axis=(1, 2)), 6, rtol=1e-3)
     found = mouse.predict(saved.images, [0, 0, 0], neurons=[3, 14], space="model")
     assert_allclose(found.diagonal(), saved.values, atol=1e-4)
-    assert main(["mei", *arguments, "--norm", "-1", "--server", server_address]) == 1
+    assert main(["mei", *arguments, "--server", server_address]) == 1
+    assert "exists; --overwrite replaces it" in capsys.readouterr().err
+    assert main(["mei", *arguments, "--norm", "-1", "--overwrite", "--server", server_address]) == 1
     assert capsys.readouterr().err.startswith("mousetwin: norm: -1")
     assert Optimized.load(tmp_path / "meis.npz").values.tolist() == saved.values.tolist()
 
@@ -182,6 +194,9 @@ def test_most_exciting_images_to_a_file(
         (["--plot", "nowhere/meis.png"], "nowhere/meis.png: cannot be written: No such file or directory"),
         (["--plot", "meis.jpgg"], "plot: 'meis.jpgg', expected a name that ends in one of"),
         (["--plot", "meis"], "plot: 'meis', expected a name that ends in one of"),
+        (["--plot", "-"], "plot: '-', expected a name that ends in one of"),
+        (["--out", "meis.mat"], "out: 'meis.mat', expected a name that ends in one of .npz, or - for"),
+        (["--out", "meis"], "out: 'meis', expected a name that ends in one of .npz, or - for"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -202,9 +217,8 @@ def test_most_exciting_images_that_cannot_be_written(
     assert main([*command, *given, *arguments]) == 1
     (complaint,) = [line for line in capsys.readouterr().err.splitlines() if "mousetwin" in line]
     assert complaint.startswith(f"mousetwin: {words}")
-    # What was found is not lost where only the picture cannot be written.
-    found = ["meis.npz"] if words.startswith("nowhere/meis.png") else []
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", *found]
+    # All of it before the work.
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:

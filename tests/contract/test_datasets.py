@@ -40,8 +40,8 @@ def test_predict_takes_data_sets(top: str | None, recording: Recording, service:
     assert main([*command, "--out", str(tmp_path / "r.npy")]) == 0
     right = FULL.respond_raw(recording.images, recording.behavior, recording.pupil_center)
     assert_allclose(np.load(tmp_path / "r.npy"), right, rtol=0, atol=2e-5)
-    assert main([*command, "--tier", "test", "--out", str(tmp_path / "r.npy")]) == 0
-    assert_allclose(np.load(tmp_path / "r.npy"), right[recording.of("test")], rtol=0, atol=2e-5)
+    assert main([*command, "--tier", "test", "--out", str(tmp_path / "t.npy")]) == 0
+    assert_allclose(np.load(tmp_path / "t.npy"), right[recording.of("test")], rtol=0, atol=2e-5)
 
 
 def test_a_twin_that_takes_less_than_was_recorded(service: Service, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_models_side_by_side(service: Service, tmp_path: Path, capsys: pytest.Ca
     assert models[0]["single_trial_correlation"]["mean"] == pytest.approx(rows["cnn"][0], abs=1e-4)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--model", "ln", "--csv", str(tmp_path / "r.csv")]) == 0
-    assert main([*command, "--csv", str(tmp_path / "r.csv")]) == 1
+    assert main([*command, "--csv", str(tmp_path / "both.csv")]) == 1
     assert "--model" in capsys.readouterr().err
 
 

@@ -332,6 +332,21 @@ def test_a_response_beyond_float16_is_an_error_that_says_so(service: Service) ->
         assert "beyond float16" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("kind", ["npy", "csv", "npz", "zarr"])
+def test_the_command_writes_no_response_beyond_float16(
+    kind: str, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((300, *FULL.native), np.float32)
+    images[200] = 1e5 * np.sign(FULL.weights("W")[:, 3]).reshape(FULL.native)
+    np.save("images.npy", images)
+    command = ["predict", "images.npy", "--mouse", "full", "--space", "model", "--server", service.grpc]
+    assert main([*command, "--dtype", "float16", "--out", f"r.{kind}"]) == 1
+    assert "dtype: a response of" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
+    assert main([*command, "--out", f"r.{kind}"]) == 0
+
+
 @pytest.mark.parametrize("address", ["grpc", "local:"])
 @pytest.mark.parametrize(
     "options", [{"norm": 1e30}, {"max_norm": 1e30, "start": "noise"}, {"std": 1e35}, {"norm": 1e300}]

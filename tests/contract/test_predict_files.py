@@ -137,7 +137,7 @@ def test_a_full_disk(command: Command, folder: Path, uninterrupted: str) -> None
 
 
 @pytest.mark.parametrize("changed", ["images", "neurons", "dtype"])
-def test_another_question_starts_over(changed: str, command: Command, folder: Path) -> None:
+def test_another_question_starts_over_where_that_is_asked_for(changed: str, command: Command, folder: Path) -> None:
     process = predict(folder, command.service.grpc)
     until(lambda: rows(folder) >= 100)
     process.kill()
@@ -146,7 +146,13 @@ def test_another_question_starts_over(changed: str, command: Command, folder: Pa
     if changed == "images":
         np.save(folder / "images.npy", images)
     arguments = {"images": [], "neurons": ["--neurons", "2,0"], "dtype": ["--dtype", "float16"]}[changed]
-    assert "going on" not in finish(predict(folder, command.service.grpc, *arguments))
+    before = rows(folder), digest(folder / "r.npy.partial")
+    told = finish(predict(folder, command.service.grpc, *arguments), 1)
+    assert told == (
+        f"mousetwin: out: r.npy.partial is of another question: not the same {changed}; --overwrite starts over\n"
+    )
+    assert (rows(folder), digest(folder / "r.npy.partial")) == before
+    assert "going on" not in finish(predict(folder, command.service.grpc, *arguments, "--overwrite"))
     found = np.load(folder / "r.npy")
     assert found.dtype == ("float16" if changed == "dtype" else "float32")
     right = BUSY.respond_raw(images)[:, [2, 0] if changed == "neurons" else slice(None)]

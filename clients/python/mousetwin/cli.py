@@ -13,12 +13,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
-from pathlib import Path
 from typing import Any
 
+from .apart import check_outputs
 from .errors import MousetwinError, MousetwinWarning
-from .figures import picture_kind
-from .files import whole_file
+from .figures import picture_kinds
+from .files import add_overwrite, output, whole_file
+from .interrupts import Terminated, terminable
 from .predict_cli import add_predict
 from .progress import ProgressBar
 from .query import TwinSummary
@@ -53,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mousetwin: this needs {error.name}: pip install 'mousetwin[{extra}]'", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        # Over what a progress bar drew.
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{clear}mousetwin: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
     return status
 
 
@@ -108,8 +112,9 @@ def _add_mei(commands: Any) -> None:
     parser.add_argument("--version", default=None, help="default: the newest")
     parser.add_argument("--neurons", type=_integers, metavar="I,J,…", help="0-based columns, one image each")
     parser.add_argument("--unit-ids", type=_integers, metavar="I,J,…", help="the recording's own ids instead")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".npz to write")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="picture to draw (needs the plot extra)")
+    parser.add_argument("--out", required=True, metavar="FILE", help=".npz to write, or - for standard output")
+    parser.add_argument("--plot", metavar="PNG", help="picture to draw (needs the plot extra)")
+    add_overwrite(parser)
     parser.add_argument("--steps", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--norm", type=float, help="L2 norm in the units of the space (default: 10 in model units)")
     parser.add_argument("--behavior", type=_numbers, metavar="X,Y,…", help="condition (default: the mean)")
@@ -122,9 +127,10 @@ def _add_mei(commands: Any) -> None:
 
 
 def _run_mei(args: argparse.Namespace) -> int:
-    if args.plot is not None:
-        picture_kind(args.plot)
-    with whole_file(args.out, "out") as stream, connect(args.server, timeout=args.timeout) as twins:
+    out = output(args.out, "out", (".npz",), overwrite=args.overwrite, default=".npz")
+    plot = None if args.plot is None else output(args.plot, "plot", picture_kinds(), overwrite=args.overwrite)
+    check_outputs([one for one in (out, plot) if one is not None], {})
+    with terminable(), whole_file(out, "out") as stream, connect(args.server, timeout=args.timeout) as twins:
         mouse = twins.mouse(args.mouse, args.model, args.version)
         found = mouse.optimize(
             args.neurons,
@@ -139,11 +145,14 @@ def _run_mei(args: argparse.Namespace) -> int:
             progress=ProgressBar("optimizing", unit="steps"),
         )
         found.save(stream)
-    if args.plot is not None:
-        found.plot(args.plot)
+    if plot is not None:
+        found.plot(plot)
     synthetic = " (synthetic mouse)" if found.synthetic else ""
     for neuron, value in zip(found.neurons[:, 0], found.values, strict=True):
-        print(f"{args.mouse} neuron {neuron}: {value:.3f}{synthetic}")
+        print(
+            f"{args.mouse} neuron {neuron}: {value:.3f}{synthetic}",
+            file=sys.stderr if out.is_standard_output else sys.stdout,
+        )
     return 0
 
 

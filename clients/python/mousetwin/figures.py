@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from .errors import InvalidArgument, Unimplemented
-from .files import whole_file
+from .errors import Unimplemented
+from .files import Destination, Where, destination, known_kind, whole_file
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -18,25 +17,22 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def picture_kind(path: str | Path) -> str:
-    """What kind of picture a name means, by its ending.
+def picture_kinds() -> list[str]:
+    """Suffixes of the pictures that matplotlib draws. Raises Unimplemented where it is not installed."""
+    return [f".{kind}" for kind in sorted(new_figure(1, 1).canvas.get_supported_filetypes())]
+
+
+def saved(figure: Any, where: Where | None) -> Any:
+    """The figure, written to a picture file if one is named.
 
     Raises:
         Unimplemented: matplotlib is not installed.
-        InvalidArgument: none that matplotlib draws.
+        InvalidArgument: the name is no picture's.
+        NotFound: it cannot be written.
     """
-    kind, kinds = Path(path).suffix[1:].lower(), sorted(new_figure(1, 1).canvas.get_supported_filetypes())
-    if kind not in kinds:
-        raise InvalidArgument(
-            f"plot: {str(path)!r}, expected a name that ends in one of {', '.join(kinds)}", field="plot"
-        )
-    return kind
-
-
-def saved(figure: Any, path: str | Path | None) -> Any:
-    """The figure, written to a picture file if one is named. Raises as `picture_kind` and `whole_file`."""
-    if path is not None:
-        kind = picture_kind(path)
-        with whole_file(path, "plot") as stream:
-            figure.savefig(stream, format=kind, dpi=120)
+    if where is not None:
+        out = where if isinstance(where, Destination) else destination(where, "plot")
+        kind = known_kind(out, picture_kinds())
+        with whole_file(out, "plot") as stream:
+            figure.savefig(stream, format=kind[1:], dpi=120)
     return figure

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidArgument
 from .figures import new_figure, saved
-from .files import whole_file
+from .files import Where, whole_file
 from .query import Space
 
 _ARRAYS = ("images", "responses", "values", "trace", "neurons", "field_center")
@@ -53,8 +53,13 @@ class Optimized:
     field_size: tuple[int, int] | None
     warnings: tuple[str, ...] = ()
 
-    def save(self, file: str | Path | BinaryIO) -> None:
-        """Write everything to a `.npz` file, which `Optimized.load` and numpy read. Raises NotFound where it cannot."""
+    def save(self, file: Where | BinaryIO) -> None:
+        """Write everything to a `.npz` file, which `Optimized.load` and numpy read.
+
+        Raises:
+            NotFound: it cannot be written.
+            InvalidArgument: its name does not end in `.npz`.
+        """
         about = {
             "format": _FORMAT,
             "space": self.space.value,
@@ -63,7 +68,7 @@ class Optimized:
             "field_size": self.field_size,
             "warnings": self.warnings,
         }
-        with contextlib.nullcontext(file) if hasattr(file, "write") else whole_file(file, "path") as stream:
+        with whole_file(file, "path", (".npz",)) if isinstance(file, Where) else contextlib.nullcontext(file) as stream:
             np.savez_compressed(stream, about=np.array(json.dumps(about)), **{n: getattr(self, n) for n in _ARRAYS})
 
     @classmethod
@@ -88,7 +93,7 @@ class Optimized:
             warnings=tuple(about.get("warnings", ())),
         )
 
-    def plot(self, path: str | Path | None = None, *, columns: int = 5) -> Any:
+    def plot(self, path: Where | None = None, *, columns: int = 5) -> Any:
         """All images in gray, one range for all, with each first neuron's receptive field; to a file if one is named.
 
         Args:

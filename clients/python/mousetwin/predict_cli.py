@@ -8,18 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidArgument, MousetwinError, Unavailable
+from .apart import check_outputs
+from .errors import InvalidArgument, Unavailable
+from .files import add_overwrite, output
+from .formats import DEFAULT_KIND, FILE_KINDS, ZARR_FORMATS, Answer
 from .frames import frame_size
 from .inputs import BESIDE, Inputs, fingerprint, load_npy, open_inputs
+from .interrupts import terminable
 from .outputs import Output, open_output
 from .progress import ProgressBar
 from .query import Space
-from .twins import Mouse, Twins, connect
+from .twins import Mouse, connect
 
 _PAUSE_SECONDS = 0.2
 
@@ -37,7 +41,14 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
     parser.add_argument("--model", default="")
     parser.add_argument("--version", default=None, help="default: the newest")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="FILE", help=".npy or .zarr to write, (N, K); the same again goes on"
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=f"{', '.join(FILE_KINDS)} to write, (N, K), or - for standard output; the same command again goes on",
+    )
+    add_overwrite(parser)
+    parser.add_argument(
+        "--zarr-format", type=int, choices=ZARR_FORMATS, help=f"of a .zarr; default: {ZARR_FORMATS[0]}, read by all"
     )
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="default: %(default)s")
     parser.add_argument("--tier", help="of a data set: train, validation, test, …; default: all trials")
@@ -55,7 +66,13 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
 
 
 def _run(args: argparse.Namespace) -> int:
+    out = output(args.out, "out", FILE_KINDS, overwrite=args.overwrite, default=DEFAULT_KIND)
+    if args.zarr_format is not None and out.kind != ".zarr":
+        raise InvalidArgument(f"zarr_format: only of a .zarr, out is {args.out!r}", field="zarr_format")
+    read = {"images": args.images, "behavior": args.behavior, "pupil_center": args.pupil_center}
+    check_outputs([out], {name: path for name, path in read.items() if path is not None})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(terminable())
         inputs = open_inputs(args.images, stack, args.tier)
         beside = _beside(args, inputs)
         twins = stack.enter_context(connect(args.server, timeout=args.timeout))
@@ -65,15 +82,16 @@ def _run(args: argparse.Namespace) -> int:
             beside = {name: values for name, values in beside.items() if getattr(mouse.summary, name)}
         space = args.space or ("raw" if inputs.recorded else None)
         job = _Job(mouse, inputs, beside, space, args.condition_space, args.neurons, args.unit_ids)
-        output = stack.enter_context(open_output(args.out, job.asked(), job.shape, np.dtype(args.dtype)))
-        if output.rows:
-            print(f"{args.out}: going on after {output.rows} of {job.shape[0]} images", file=sys.stderr)
-        defaults = _fill(output, job, twins, args.retry)
-    twin = mouse.summary.twin
-    standing = f"; {' and '.join(defaults)} at the training set's mean" if defaults else ""
+        answer = job.answer(args.dtype, args.zarr_format or ZARR_FORMATS[0])
+        responses = stack.enter_context(open_output(out, job.asked(), answer))
+        if responses.rows:
+            print(f"{out.name}: going on after {responses.rows} of {job.shape[0]} images", file=sys.stderr)
+        _fill(responses, job, args.retry)
+    standing = f"; {' and '.join(responses.defaults)} at the training set's mean" if responses.defaults else ""
     print(
-        f"{args.out}: {job.shape[0]} images × {job.shape[1]} neurons, {args.dtype}, "
-        f"from {twin.mouse}/{twin.model}/{twin.version} {twin.digest[:12]}{standing}"
+        f"{out.name}: {job.shape[0]} images × {job.shape[1]} neurons, {args.dtype}, "
+        f"from {answer.twin} {answer.digest[:12]}{standing}",
+        file=sys.stderr if out.is_standard_output else sys.stdout,
     )
     return 0
 
@@ -124,6 +142,20 @@ class _Job:
             "unit_ids": self._unit_ids,
         }
 
+    def answer(self, dtype: str, zarr_format: Literal[2, 3]) -> Answer:
+        """What will be written."""
+        twin = self.mouse.summary.twin
+        chosen, called = (self._unit_ids, "unit_ids") if self._unit_ids is not None else (self._neurons, "neurons")
+        return Answer(
+            self.shape,
+            np.dtype(dtype),
+            range(self.shape[1]) if chosen is None else chosen,
+            called,
+            f"{twin.mouse}/{twin.model}/{twin.version}",
+            twin.digest,
+            zarr_format,
+        )
+
     def queries(self, start: int) -> Iterator[dict[str, Any]]:
         """Arguments of `Mouse.predict`, a frame at a time, from image `start` on."""
         for images in self._inputs.rows(start, self._size):
@@ -143,22 +175,21 @@ class _Job:
             yield {"images": np.zeros((0, *self._inputs.shape), self._inputs.dtype), "space": self._space or Space.RAW}
 
 
-def _fill(output: Output, job: _Job, twins: Twins, retry: float) -> tuple[str, ...]:
-    """Write the rows that are missing; the inputs that stood at their default. Waits for a service that went away."""
+def _fill(output: Output, job: _Job, retry: float) -> None:
+    """Write the rows that are missing. Waits for a service that went away."""
     done, total = output.rows, job.shape[0]
     bar = ProgressBar(job.mouse.summary.twin.mouse, start=done)
-    defaults: tuple[str, ...] = ()
     give_up = time.monotonic() + retry
     while done < total or not total:
         try:
             for responses in job.mouse.predict_frames(job.queries(done)):
-                output.append(np.asarray(responses))
-                done, defaults = done + len(responses), responses.defaults
+                output.append(np.asarray(responses), responses.defaults)
+                done += len(responses)
                 give_up = time.monotonic() + retry
                 bar(done, total)
-        except Unavailable as error:
+        except Unavailable:
             if time.monotonic() >= give_up:
-                raise Unavailable(_told(error, output)) from None
+                raise
             time.sleep(_PAUSE_SECONDS)
         except InvalidArgument as error:
             if done:
@@ -166,14 +197,6 @@ def _fill(output: Output, job: _Job, twins: Twins, retry: float) -> tuple[str, .
                     f"{error} (in the frame that begins at image {done})", field=error.field
                 ) from None
             raise
-        except MousetwinError as error:
-            error.args = (_told(error, output), *error.args[1:])
-            raise
-    return defaults
-
-
-def _told(error: MousetwinError, output: Output) -> str:
-    return f"{error}; {output.rows} rows are kept, the same command goes on from there" if output.rows else str(error)
 
 
 def _beside(args: argparse.Namespace, inputs: Inputs) -> dict[str, NDArray[Any]]:

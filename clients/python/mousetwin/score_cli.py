@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import scores
+from .apart import check_outputs
 from .dataset import Dataset
 from .errors import InvalidArgument
-from .figures import picture_kind
-from .files import whole_file
+from .figures import picture_kinds
+from .files import Destination, add_overwrite, output, whole_file
 from .frames import frame_size
+from .interrupts import terminable
 from .progress import ProgressBar
 from .query import MouseInfo
-from .submission import TIERS, write_submission
+from .submission import TIERS, submission_path, write_submission
 from .twins import Mouse, Twins, connect
 
 
@@ -31,18 +35,23 @@ def add_score(commands: Any, add_server: Callable[[argparse.ArgumentParser], Non
     parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
     parser.add_argument("--model", action="append", metavar="NAME", help="may be repeated; default: every model served")
     parser.add_argument("--tier", default="test", help="default: %(default)s")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="file to write, with every neuron's scores")
-    parser.add_argument("--csv", type=Path, metavar="CSV", help="file to write, a row a neuron (of one model)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="distributions to draw (needs the plot extra)")
+    parser.add_argument("--report", metavar="JSON", help=".json to write, with every neuron's scores; - for stdout")
+    parser.add_argument("--csv", metavar="CSV", help=".csv to write, a row a neuron (of one model); - for stdout")
+    parser.add_argument("--plot", metavar="PNG", help="distributions to draw (needs the plot extra)")
     parser.add_argument("--submission", type=Path, metavar="DIR", help="folder for the competition's submission files")
+    add_overwrite(parser)
     add_server(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.plot is not None:
-        picture_kind(args.plot)
-    with Dataset.open(args.dataset) as dataset, connect(args.server, timeout=args.timeout) as twins:
+    outputs = _outputs(args)
+    # What standard output is for, others' lines are not in.
+    say = partial(print, file=sys.stderr if any(out.is_standard_output for out in outputs.values()) else sys.stdout)
+    with ExitStack() as stack:
+        stack.enter_context(terminable())
+        dataset = stack.enter_context(Dataset.open(args.dataset))
+        twins = stack.enter_context(connect(args.server, timeout=args.timeout))
         mice = _models(twins, args.mouse, args.model)
         several = len(mice) > 1
         if several and (args.csv or args.submission):
@@ -50,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         for mouse in mice:
             _check_fits(dataset, args.dataset, mouse.info)
         if args.submission is not None:
-            _submit(dataset, mice[0], args.submission)
+            _submit(dataset, mice[0], args.submission, say)
         try:
             found = {mouse.summary.twin.model: _score(dataset, mouse, args.tier) for mouse in mice}
         except InvalidArgument as error:
@@ -58,19 +67,35 @@ def _run(args: argparse.Namespace) -> int:
                 raise
             if error.field != "responses" or args.submission is None:
                 raise InvalidArgument(f"{args.dataset}: tier {args.tier}: {error}", field=error.field) from None
-            print(f"tier {args.tier}: {error}")
+            say(f"tier {args.tier}: {error}")
             return 0
-    _print(found, args.mouse, args.tier)
+    _print(found, args.mouse, args.tier, say)
     about = [{**_about(mouse, args), **found[mouse.summary.twin.model].report()} for mouse in mice]
-    if args.report is not None:
-        with whole_file(args.report, "report") as stream:
+    if "report" in outputs:
+        with whole_file(outputs["report"], "report") as stream:
             stream.write((json.dumps(about[0] if not several else {"models": about}, indent=1) + "\n").encode())
-    if args.csv is not None:
-        next(iter(found.values())).write_csv(args.csv, dataset.unit_ids)
-    if args.plot is not None:
+    if "csv" in outputs:
+        next(iter(found.values())).write_csv(outputs["csv"], dataset.unit_ids)
+    if "plot" in outputs:
         made_up = " (synthetic mouse)" if mice[0].summary.synthetic else ""
-        scores.plot(found, f"{args.mouse}{made_up}, tier {args.tier}", args.plot)
+        scores.plot(found, f"{args.mouse}{made_up}, tier {args.tier}", outputs["plot"])
     return 0
+
+
+def _outputs(args: argparse.Namespace) -> dict[str, Destination]:
+    """The files that were asked for, by option. Raises as `check_outputs`."""
+    replacing = {"overwrite": args.overwrite}
+    found = {}
+    if args.report is not None:
+        found["report"] = output(args.report, "report", (".json",), default=".json", **replacing)
+    if args.csv is not None:
+        found["csv"] = output(args.csv, "csv", (".csv",), default=".csv", **replacing)
+    if args.plot is not None:
+        found["plot"] = output(args.plot, "plot", picture_kinds(), **replacing)
+    submitted = [] if args.submission is None else [submission_path(args.submission, tier) for tier in TIERS]
+    more = [output(str(path), "submission", (".csv",), make_folder=True, **replacing) for path in submitted]
+    check_outputs([*found.values(), *more], {"dataset": args.dataset})
+    return found
 
 
 def _models(twins: Twins, data_key: str, names: list[str] | None) -> list[Mouse]:
@@ -143,7 +168,7 @@ def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
     return scores.score(responses / std, predictions, dataset.image_ids[trials])
 
 
-def _submit(dataset: Dataset, mouse: Mouse, folder: Path) -> None:
+def _submit(dataset: Dataset, mouse: Mouse, folder: Path, say: Callable[[object], None]) -> None:
     ids = dataset.unit_ids if dataset.unit_ids is not None else mouse.info.unit_ids
     if ids is None:
         raise InvalidArgument("meta/neurons/unit_ids.npy: missing, a submission names its neurons", field="unit_ids")
@@ -153,7 +178,7 @@ def _submit(dataset: Dataset, mouse: Mouse, folder: Path) -> None:
     for tier in sorted(there, reverse=True):
         trials = dataset.trials_of(tier)
         predictions = _predict(dataset, mouse, trials, f"submission {tier}")
-        print(write_submission(folder, tier, dataset.trial_idx[trials], dataset.image_ids[trials], predictions, ids))
+        say(write_submission(folder, tier, dataset.trial_idx[trials], dataset.image_ids[trials], predictions, ids))
 
 
 def _about(mouse: Mouse, args: argparse.Namespace) -> dict[str, Any]:
@@ -169,13 +194,13 @@ def _about(mouse: Mouse, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _print(found: dict[str, scores.Scores], mouse: str, tier: str) -> None:
+def _print(found: dict[str, scores.Scores], mouse: str, tier: str, say: Callable[[object], None]) -> None:
     width = max(len("model"), *(len(name) for name in found))
     one = next(iter(found.values()))
-    print(f"{mouse}, tier {tier}: {one.trials} trials of {one.images} images, {one.neurons} neurons")
-    print(f"{'model':<{width}}  {'single trial':>12}  {'to average':>10}  {'FEV':>7}  {'FEVE':>7}")
+    say(f"{mouse}, tier {tier}: {one.trials} trials of {one.images} images, {one.neurons} neurons")
+    say(f"{'model':<{width}}  {'single trial':>12}  {'to average':>10}  {'FEV':>7}  {'FEVE':>7}")
     for name, each in found.items():
         cells = ["-" if mean is None else f"{mean:.4f}" for mean in each.mean.values()]
-        print(f"{name:<{width}}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>7}  {cells[3]:>7}")
+        say(f"{name:<{width}}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>7}  {cells[3]:>7}")
     if one.mean["fev"] is None:
-        print("FEV and FEVE need every image to be shown more than once")
+        say("FEV and FEVE need every image to be shown more than once")

@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidArgument
 from .figures import new_figure, saved
-from .files import whole_file
+from .files import Where, whole_file
 
 Float = NDArray[np.float64]
 
@@ -65,14 +64,15 @@ class Scores:
         report["neurons_in_feve"] = int(np.isfinite(self.per_neuron.get("feve", np.empty(0))).sum())
         return report
 
-    def write_csv(self, path: str | Path, unit_ids: ArrayLike | None = None) -> None:
+    def write_csv(self, path: Where, unit_ids: ArrayLike | None = None) -> None:
         """A row a neuron: its column, its unit id where known, and the metrics, empty where there is none.
 
         Raises:
             NotFound: `path` cannot be written.
+            InvalidArgument: its name does not end in `.csv`.
         """
         ids = [""] * self.neurons if unit_ids is None else np.asarray(unit_ids).tolist()
-        with whole_file(path, "csv") as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+        with whole_file(path, "csv", (".csv",)) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(["neuron", "unit_id", *METRICS])
             nothing = np.full(self.neurons, np.nan)
@@ -129,7 +129,7 @@ def score(responses: ArrayLike, predictions: ArrayLike, image_ids: ArrayLike) ->
     return Scores(found, len(ids), len(starts))
 
 
-def plot(scores: Mapping[str, Scores], title: str, path: str | Path | None = None) -> Any:
+def plot(scores: Mapping[str, Scores], title: str, path: Where | None = None) -> Any:
     """The distributions over neurons, a panel a metric, a line a model. Returns the matplotlib figure.
 
     Raises:

@@ -16,6 +16,11 @@ from .files import whole_file
 TIERS = {"test": "live_test", "final_test": "final_test"}
 
 
+def submission_path(folder: str | Path, tier: str) -> Path:
+    """Where a tier's file is."""
+    return Path(folder) / f"submission_file_{TIERS[tier]}.csv"
+
+
 def write_submission(
     folder: str | Path,
     tier: str,
@@ -39,7 +44,7 @@ def write_submission(
     Raises:
         NotFound: it cannot be written.
     """
-    path = Path(folder) / f"submission_file_{TIERS[tier]}.csv"
+    path = submission_path(folder, tier)
     ids = str(np.asarray(unit_ids).tolist())
     whole = whole_file(path, "submission", make_folder=True)
     with whole as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:

@@ -29,7 +29,8 @@ def open_local(address: str) -> LocalTransport:
         repository = Repository.load(folder, choose("auto"))
     if not repository.twins and repository.refused:
         raise NotFound(f"address: {next(iter(repository.refused.values()))}", field="address")
-    return LocalTransport(repository)
+    # Whoever opens it again may stand in another folder.
+    return LocalTransport(repository, f"local:{folder.absolute()}" if name else address)
 
 
 @contextlib.contextmanager
@@ -46,7 +47,8 @@ def _in_our_words() -> Iterator[None]:
 class LocalTransport:
     """A repository behind the client's transport interface. Timeouts do not apply: nobody else is waited for."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, address: str) -> None:
+        self.address = address
         self._repository = repository
 
     def list_mice(self, timeout: float | None) -> list[TwinSummary]:

@@ -180,6 +180,11 @@ class StimulusReader:
 
     def _count(self, images: NDArray[Any]) -> int:
         height, width = self._native
+        if images.ndim == 2:
+            raise InvalidArgument(
+                f"images: shape {images.shape} is one image, expected (N, H, W): give it a leading axis, images[None]",
+                field="images",
+            )
         if images.ndim not in (3, 4):
             raise InvalidArgument(
                 f"images: shape {images.shape} has rank {images.ndim}, expected (N, {height}, {width}) or "

@@ -131,7 +131,10 @@ def test_predict_replaces_an_earlier_answer_only_where_that_is_asked_for(
         (["images.npy", "--version", "99"], "'99'"),
         (["images.npy", "--neurons", "0,100000"], "neurons: 100000"),
         (["images.npy", "--space", "model", "--behavior", "behavior.npy", "--unit-ids", "-5"], "unit_ids: -5"),
-        (["behavior.npy", "--space", "model"], "images: shape (4, 3) has rank 2"),
+        (
+            ["behavior.npy", "--space", "model"],
+            "images: shape (4, 3) is one image, expected (N, H, W)",
+        ),
         (["images.npy", "--out", "folder"], "folder: cannot be written"),
         (["images.npy", "--out", "nowhere/a.npy"], "nowhere/a.npy: cannot be written"),
         (["images.npy", "--out", "images.npy/a.npy"], "images.npy/a.npy: cannot be written"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import multiprocessing
 import pickle
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import mousetwin
@@ -14,6 +16,7 @@ import mousetwin.aio
 import numpy as np
 import pytest
 from mousetwin import errors
+from mousetwin.transport import open_transport
 from numpy.testing import assert_allclose, assert_array_equal
 
 RNG = np.random.default_rng(0)
@@ -203,14 +206,123 @@ def test_progress_of_a_small_batch(mouse: mousetwin.Mouse) -> None:
 
 def test_responses_are_an_array_that_remembers(mouse: mousetwin.Mouse) -> None:
     found = mouse.predict(NATIVE)
-    for part in (found[1:3], found[:, 0], found * 2, found.copy(), found.T, pickle.loads(pickle.dumps(found[:0]))[:0]):
+    again = pickle.loads(pickle.dumps(found))
+    assert_array_equal(again, found)
+    parts = (found[1:3], found[:, 0], found[2], found * 2, found.copy(), found.T, found.mean(0), found[:0])
+    copies = (again, again[1:3], copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(parts[0])))
+    for part in (*parts, *copies):
         assert isinstance(part, mousetwin.Responses)
-    for part in (found[1:3], found[:, 0], found * 2, found.copy(), found.T):
         assert part.twin == mouse.summary.twin
         assert part.defaults == ("behavior", "pupil_center")
     assert_array_equal(np.asarray(found)[1:3], found[1:3])
     found[0, 0] = 7
     assert found[0, 0] == 7
+
+
+def test_one_number_of_responses_is_a_plain_number(mouse: mousetwin.Mouse) -> None:
+    found = mouse.predict(NATIVE)
+    plain = np.asarray(found)
+    reductions = (np.mean, np.sum, np.max, np.min, np.std, np.var, np.median, np.ptp, np.nanmean, np.linalg.norm)
+    for reduce in reductions:
+        assert type(reduce(found)) is np.float32
+        assert hash(reduce(found)) == hash(reduce(plain))
+    numbers = (found.mean(), found.sum(), found.max(), found[0, 0], found[0].mean(), found[1] @ found[1])
+    assert {type(number) for number in numbers} == {np.float32}
+    assert type((found > 0).all()) is np.bool_
+    assert type(found.argmax()) is np.intp
+    for kept in (found.mean(keepdims=True), found[:1, :1], found.mean(1)):
+        assert isinstance(kept, mousetwin.Responses)
+
+
+def test_a_gradient_is_the_pair_that_it_unpacks_as(mouse: mousetwin.Mouse) -> None:
+    found = mouse.gradient(NATIVE, np.ones(mouse.summary.neurons))
+    responses, images = found
+    assert responses is found[0] is found[-2] is found.responses
+    assert images is found[1] is found[-1] is found.images
+    assert len(found) == 2
+    assert found[:1] == (responses,)
+    assert found[::-1] == (images, responses)
+    for beyond in (2, -3):
+        with pytest.raises(IndexError):
+            found[beyond]
+    with pytest.raises(TypeError):
+        found["images"]  # type: ignore[call-overload]
+    for again in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert_array_equal(again[1], images)
+        assert_array_equal(again.behavior, found.behavior)
+        assert again[0].twin == responses.twin
+
+
+# --- in other processes
+
+
+def same(one: mousetwin.Responses, other: mousetwin.Responses) -> None:
+    assert_array_equal(one, other)
+    assert (one.twin, one.defaults) == (other.twin, other.defaults)
+
+
+def test_pickles_and_copies_connect_again(server_address: str) -> None:
+    with mousetwin.connect(server_address, timeout=60) as twins:
+        mouse = twins["demo"]
+        right = mouse.predict(NATIVE)
+        for again in (pickle.loads(pickle.dumps(mouse)), copy.copy(mouse), copy.deepcopy(mouse)):
+            assert again.summary == mouse.summary
+            same(again.predict(NATIVE), right)
+        other = copy.deepcopy(twins)
+        same(other["demo"].predict(NATIVE), right)
+        other.close()
+        same(mouse.predict(NATIVE), right)
+    with pickle.loads(pickle.dumps(twins)) as opened:
+        same(opened["demo"].predict(NATIVE), right)
+    same(pickle.loads(pickle.dumps(mouse)).predict(NATIVE), right)
+
+
+def test_unpickling_asks_nobody(nobody: str, mouse: mousetwin.Mouse) -> None:
+    away = pickle.loads(pickle.dumps(mousetwin.Mouse(open_transport(nobody), mouse.info, 60)))
+    assert away.summary == mouse.summary
+    assert_array_equal(away.info.unit_ids, mouse.info.unit_ids)
+    with pytest.raises(mousetwin.Unavailable, match=nobody):
+        away.predict(NATIVE)
+
+
+# What Python itself says of forks in a process with threads, which gRPC has.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_mouse_goes_to_other_processes(mouse: mousetwin.Mouse, start: str) -> None:
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"there is no {start} here")
+    context = multiprocessing.get_context(start)
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        asked = [pool.submit(mouse.predict, NATIVE[n : n + 1]) for n in range(5)]
+        for n, answer in enumerate(asked):
+            same(answer.result(60), mouse.predict(NATIVE[n : n + 1]))
+
+
+def test_a_session_does_not_pickle(mouse: mousetwin.Mouse) -> None:
+    with mouse.session() as session:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="a Session is an open stream, which cannot be pickled or copied"):
+                attempt(session)
+        assert session.predict(NATIVE).shape == (5, mouse.summary.neurons)
+
+
+def test_what_is_printed_is_one_line(server_address: str, mouse: mousetwin.Mouse) -> None:
+    twin = f"demo {mouse.summary.twin.model}"
+    with mousetwin.connect(server_address) as twins, mouse.session() as session:
+        optimized = mouse.optimize([3, 14], steps=2)
+        printed = {
+            repr(twins): server_address,
+            repr(mouse): f"{twin} v1: {mouse.summary.neurons} neurons, synthetic",
+            repr(mouse.info): f"{twin} v1 (synthetic): {mouse.summary.neurons} neurons",
+            repr(session): f"{twin} v1 (synthetic): 0 frames waiting",
+            repr(optimized): f"{twin} (synthetic): images (2, 36, 64) in model space",
+            repr(mouse.gradient(NATIVE, np.ones(mouse.summary.neurons))): "images (5, 36, 64)",
+        }
+    for line, told in printed.items():
+        assert told in line
+        assert len(line) < 200
+        assert "\n" not in line
+        assert " at 0x" not in line
 
 
 def test_several_threads_share_a_connection(twins: mousetwin.Twins) -> None:
@@ -236,6 +348,11 @@ def test_a_refusal_is_typed_and_names_the_field(mouse: mousetwin.Mouse) -> None:
         mouse.predict(NATIVE, space="rgb")
     with pytest.raises(mousetwin.InvalidArgument, match="images"):
         mouse.predict([[1, 2], [3]])
+    for single in (SHOWN[0], NATIVE[0], np.zeros((1440, 256), np.uint8), SHOWN[0].tolist()):
+        told = rf"shape \({len(single)}, {len(single[0])}\) is one image, expected \(N, H, W\).*images\[None\]"
+        with pytest.raises(mousetwin.InvalidArgument, match=told) as caught:
+            mouse.predict(single)
+        assert caught.value.field == "images"
     with pytest.raises(mousetwin.InvalidArgument, match=r"\(150, 36, 64\).*|3 rows|\(3, 3\)") as caught:
         mouse.predict(np.repeat(NATIVE, 30, axis=0), behavior=BEHAVIOR[:3])
     assert caught.value.field == "behavior"
@@ -275,6 +392,9 @@ def test_every_status_has_its_exception(code: str) -> None:
     assert type(error) is not mousetwin.MousetwinError
     assert (error.code, error.field, error.request_id, str(error)) == (code, "images", "1", "text")
     assert type(error).__name__ in mousetwin.__all__
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert (again.code, again.field, again.request_id, str(again)) == (code, "images", "1", "text")
 
 
 def test_the_client_for_asyncio_where_nothing_listens(nobody: str) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import mousetwin
 import numpy as np
 import pytest
-from mousetwin import experiments
+from mousetwin import experiments, scores
+from mousetwin.blackbox import Evaluator
 from mousetwin.experiments.stimuli import gabors, gratings
 from numpy.testing import assert_allclose
 
 STILL = [0.0, 0.0, 0.0]
 CELLS = list(range(0, 320, 13))
-CONDITION: dict[str, Any] = {"behavior": STILL, "pupil_center": [0.0, 0.0]}
+CONDITION: dict[str, Any] = {"behavior": STILL, "pupil_center": [0.0, 0.0], "condition_space": "model"}
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,40 @@ def test_top_images_are_those_of_a_full_sort(mouse: mousetwin.Mouse) -> None:
     for k, some in ((0, images), (3, [])):
         with pytest.raises(mousetwin.InvalidArgument, match="at least"):
             experiments.top_images(mouse, some, k=k, **asked)
+
+
+def test_what_is_found_prints_as_one_line(mouse: mousetwin.Mouse, tuning: experiments.GratingTuning) -> None:
+    images = np.random.default_rng(2).normal(size=(9, 36, 64))
+    asked: dict[str, Any] = {"neurons": [3, 14], **CONDITION}
+    evaluate = Evaluator(mouse, space="model", **asked)
+    evaluate(images)
+    rows = np.random.default_rng(0).random((4, 3))
+    printed = {
+        repr(tuning): "orientation 8 × spatial_frequency 4 × phase 8 × neuron 25",
+        repr(experiments.contrast_series(mouse, images[0], [0, 1], **asked)): "responses by contrast 2 × neuron 2",
+        repr(experiments.gradient_fields(mouse, [3, 14], **CONDITION)): "fields (2, 36, 64)",
+        repr(experiments.top_images(mouse, images, 3, space="model", **asked)): "the best 3 of 9 images for 2 neurons",
+        repr(evaluate): "9 candidates, best score",
+    }
+    for line, told in printed.items():
+        assert told in line
+        assert "demo gabor v1 (synthetic)" in line
+    others = {
+        repr(evaluate.best): "image (36, 64), responses (2,)",
+        repr(scores.score(rows, rows, [0, 0, 1, 1])): "3 neurons, 4 trials of 2 images",
+    }
+    for line, told in (printed | others).items():
+        assert told in line
+        assert len(line) < 200
+        assert "\n" not in line
+        assert " at 0x" not in line
+
+
+def test_a_set_of_images_may_be_of_any_library_and_is_refused_where_it_is_none(mouse: mousetwin.Mouse) -> None:
+    images = np.random.default_rng(2).normal(size=(9, 36, 64))
+    for wrong in (images[0], images[0, 0], 5, np.float64(5), {"images": images}, images[0].tolist()):
+        with pytest.raises(mousetwin.InvalidArgument, match=r"^images: "):
+            experiments.top_images(mouse, wrong, space="model", neurons=[3])
 
 
 def test_everything_can_be_looked_at_and_says_that_the_mouse_is_synthetic(

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, list[str]]] = {
     "unknown model": ("full", MODEL | {"model": "z"}, "NOT_FOUND", "model", ["'z'", "linear"]),
     "unknown version": ("full", MODEL | {"version": "7"}, "NOT_FOUND", "version", ["'7'", "1"]),
     "several models, none named": ("two-models", MODEL, "INVALID_ARGUMENT", "model", ["cnn, ln"]),
-    "rank 2": ("full", MODEL | {"images": IMAGES[0]}, "INVALID_ARGUMENT", "images", ["(6, 8)", "(N, 6, 8)"]),
+    "rank 2": ("full", MODEL | {"images": IMAGES[0]}, "INVALID_ARGUMENT", "images", ["(6, 8)", "images[None]"]),
     "rank 5": ("full", MODEL | {"images": IMAGES[None, None]}, "INVALID_ARGUMENT", "images", ["rank 5"]),
     "height": ("full", MODEL | {"images": IMAGES[:, :5]}, "INVALID_ARGUMENT", "images", ["5×8", "6×8"]),
     "width": ("full", MODEL | {"images": IMAGES[..., :7]}, "INVALID_ARGUMENT", "images", ["6×7", "6×8"]),

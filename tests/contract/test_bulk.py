@@ -190,12 +190,14 @@ def damaged(name: str) -> tuple[bytes, str]:
         "objects": (whole.replace(b"'|u1'", b"'|O8'", 1), "plain numbers"),
         "another size": (write_npy(MANY.reshape(-1, 48, 16)), "48×16"),
         "wrong rank": (write_npy(MANY.reshape(-1)), "rank 1"),
+        "one image": (write_npy(MANY[:20].reshape(-1, 32)), "shape (480, 32) is one image, expected (N, H, W)"),
         "huge rows": (whole.replace(b"(3000, 24, 32)", b"(3, 24, 32000)", 1), "bytes each"),
     }[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["no npy", "too short", "too long", "fortran", "objects", "another size", "wrong rank", "huge rows"]
+    "name",
+    ["no npy", "too short", "too long", "fortran", "objects", "another size", "wrong rank", "one image", "huge rows"],
 )
 def test_what_is_wrong_from_the_start_is_refused(name: str, service: Service) -> None:
     body, told = damaged(name)

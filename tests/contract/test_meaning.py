@@ -122,6 +122,48 @@ def test_an_optimisation_under_raw_conditions(mouse: mousetwin.Mouse) -> None:
     assert_allclose(found.values, FULL.respond(found.images, MOVED[2], LOOKED[1])[:, 1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["grating_tuning", "contrast_series", "gradient_fields", "receptive_fields"])
+def test_experiments_do_not_guess_it_either(name: str, mouse: mousetwin.Mouse) -> None:
+    from mousetwin import experiments
+
+    arguments: dict[str, Any] = {
+        "grating_tuning": {"neurons": [1]},
+        "contrast_series": {"image": np.ones(FULL.native), "neurons": [1]},
+        "gradient_fields": {"neurons": [1]},
+        "receptive_fields": {"neurons": [1], "images": 8},
+    }[name]
+    run = getattr(experiments, name)
+    with pytest.raises(mousetwin.InvalidArgument) as caught:
+        run(mouse, **arguments, behavior=BEHAVIOR[2])
+    assert caught.value.field == "condition_space"
+    with pytest.raises(mousetwin.InvalidArgument, match="made in model space") as caught:
+        run(mouse, **arguments, space="raw")
+    assert caught.value.field == "space"
+    raw = run(mouse, **arguments, behavior=BEHAVIOR[2], condition_space="raw")
+    model = run(mouse, **arguments, behavior=MOVED[2], condition_space="model")
+    both = [getattr(found, "responses", getattr(found, "fields", None)) for found in (raw, model)]
+    assert_allclose(*both, **NEAR)
+
+
+def test_a_torch_module_does_not_guess_it_either(mouse: mousetwin.Mouse) -> None:
+    torch = pytest.importorskip("torch")
+    images = torch.tensor(GIVEN["images"])
+    with pytest.raises(mousetwin.InvalidArgument) as caught:
+        mouse.torch_module(behavior=BEHAVIOR[2])
+    assert caught.value.field == "condition_space"
+    with pytest.raises(mousetwin.InvalidArgument) as caught:
+        mouse.torch_module()(images, torch.tensor(BEHAVIOR))
+    assert caught.value.field == "condition_space"
+    right = FULL.respond(GIVEN["images"], MOVED, LOOKED)
+    raw = mouse.torch_module(condition_space="raw")
+    assert_allclose(raw(images, torch.tensor(BEHAVIOR), torch.tensor(PUPIL)), right, **NEAR)
+    model = mouse.torch_module(space="model", pupil_center=LOOKED)
+    assert_allclose(model(images, torch.tensor(MOVED)), right, **NEAR)
+    # What is the same in both need not say.
+    still = mouse.torch_module(behavior=[0, 0, 0])
+    assert_allclose(still(images), FULL.respond(GIVEN["images"], np.zeros((3, 3))), **NEAR)
+
+
 def test_images_to_start_from_say_what_they_are(mouse: mousetwin.Mouse) -> None:
     start = np.full((1, *FULL.native), 100, np.uint8)
     with pytest.raises(mousetwin.InvalidArgument, match=r"uint8 images to start from must say") as caught:

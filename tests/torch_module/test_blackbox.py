@@ -74,3 +74,21 @@ def test_what_does_not_fit_is_refused() -> None:
             Evaluator(mouse, lambda p: p[:1], space="model")(images)
         with pytest.raises(mousetwin.InvalidArgument, match="without NaN"):
             Evaluator(mouse, score=lambda r: r[:, 0] * np.nan, space="model")(images)
+        with pytest.raises(mousetwin.InvalidArgument, match="candidates: a single number"):
+            Evaluator(mouse, space="model")(3.0)
+
+
+def test_masks_are_refused_wherever_they_are_handed_over() -> None:
+    images = np.zeros((2, 36, 64))
+    hiding = np.ma.array(images, mask=np.arange(images.size).reshape(images.shape) == 7)
+    with mousetwin.connect("local:") as twins:
+        mouse = twins["demo"]
+        asked = {
+            "candidates": lambda: Evaluator(mouse, space="model")(hiding),
+            "to_images": lambda: Evaluator(mouse, lambda p: hiding, space="model")(images),
+            "score": lambda: Evaluator(mouse, score=lambda r: np.ma.masked_less(r[:, 0], 9), space="model")(images),
+        }
+        for field, ask in asked.items():
+            with pytest.raises(mousetwin.InvalidArgument, match=f"^{field}: a masked array that hides") as caught:
+                ask()
+            assert caught.value.field == field

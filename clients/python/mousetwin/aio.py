@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -57,6 +57,12 @@ class Twins:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stubs = Stubs(self._channel)
         self._notices = Notices()
+
+    def __repr__(self) -> str:
+        return f"<aio.Twins at {self._address}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a connection of asyncio's is of one event loop, and cannot be pickled or copied")
 
     async def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
@@ -156,6 +162,9 @@ class Mouse:
     @property
     def summary(self) -> TwinSummary:
         return self.info.summary
+
+    def __repr__(self) -> str:
+        return f"<aio.Mouse {self.summary}: {self.summary.neurons} neurons>"
 
     async def predict(
         self,

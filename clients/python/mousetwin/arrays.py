@@ -19,13 +19,13 @@ from numpy.lib import format as npy_format
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidArgument, PayloadTooLarge
+from .objects import MAX_RANK, to_numpy
 from .v1 import digital_twin_pb2 as pb
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 # Looked up for every array: numpy makes a dtype's name anew each time, at ten times the cost.
 _NAMES = {np.dtype(name): name for name in DTYPES}
 _LITTLE_ENDIAN = {name: dtype.newbyteorder("<") for dtype, name in _NAMES.items()}
-_MAX_RANK = 8
 _MAX_HEADER = 10_000
 
 
@@ -287,21 +287,34 @@ def _damaged() -> InvalidArgument:
 
 
 def from_nested(value: Any, field: str) -> NDArray[Any]:
-    """The array in nested lists of numbers, as JSON gives them: int64 if all are integers, else float64.
+    """The array that a caller hands over: nested lists of numbers (int64 if all are whole, else float64) or an array.
 
-    What already is an array stays as it is.
+    Whatever a caller gives passes here, once: numpy's own `asarray` drops masks and units. Arrays of torch, pandas,
+    xarray and others are taken where they hold nothing but numbers; a plain array stays as it is.
 
     Raises:
-        InvalidArgument: ragged, too deep, or holding anything but numbers.
+        InvalidArgument: ragged, too deep, holding anything but numbers, or saying more than its numbers do: a mask that
+            hides values, missing values, units, a picture that is not in gray levels.
     """
-    try:
-        values = np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(f"{field}: expected nested lists of numbers, all of one length", field=field) from error
-    if values.size == 0 and values.dtype == np.float64:
-        return values
+    values = to_numpy(value, field)
     _check_dtype(values.dtype, field)
     return values
+
+
+def from_labels(value: Any, field: str) -> NDArray[Any]:
+    """As `from_nested`, but words are taken too: what only tells things apart. Raises as `from_nested`."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(listed, (list, tuple)) and listed and all(isinstance(each, (str, bytes)) for each in listed):
+        return np.asarray(listed)
+    return from_nested(value, field)
+
+
+def from_number(value: Any, field: str) -> Any:
+    """One number as Python has it. Raises as `from_nested`, also for several."""
+    found = from_nested(value, field)
+    if found.shape:
+        raise InvalidArgument(f"{field}: shape {found.shape}, expected one number", field=field)
+    return found.item()
 
 
 def narrowed(responses: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -320,6 +333,9 @@ def narrowed(responses: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 def _check_dtype(dtype: np.dtype[Any], field: str) -> str:
     """The dtype's name."""
     name = _NAMES.get(dtype) or _NAMES.get(dtype.newbyteorder("="))
+    if dtype.names is not None:
+        fields = ", ".join(dtype.names)[:80]
+        raise InvalidArgument(f"{field}: a structured array of {fields}; expected plain numbers", field=field)
     if dtype.hasobject:
         raise InvalidArgument(f"{field}: object arrays are not taken; expected plain numbers", field=field)
     if name is None:
@@ -331,9 +347,9 @@ def _check_dtype(dtype: np.dtype[Any], field: str) -> str:
 def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, field: str) -> None:
     # An array without elements may not claim sizes either that no array can have; a .npy header may hold True for 1.
     claimed = math.prod(max(int(n), 1) for n in shape) * dtype.itemsize
-    if len(shape) > _MAX_RANK or any(n < 0 or type(n) is not int for n in shape) or (0 in shape and claimed >= 1 << 63):
+    if len(shape) > MAX_RANK or any(n < 0 or type(n) is not int for n in shape) or (0 in shape and claimed >= 1 << 63):
         raise InvalidArgument(
-            f"{field}: shape is {_brief(shape)}, expected at most {_MAX_RANK} sizes of 0 or more", field=field
+            f"{field}: shape is {_brief(shape)}, expected at most {MAX_RANK} sizes of 0 or more", field=field
         )
     expected = math.prod(shape) * dtype.itemsize
     if expected != size:
@@ -343,4 +359,4 @@ def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, field:
 
 
 def _brief(shape: tuple[int, ...]) -> str:
-    return str(shape) if len(shape) <= _MAX_RANK else f"of {len(shape)} sizes"
+    return str(shape) if len(shape) <= MAX_RANK else f"of {len(shape)} sizes"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import from_nested
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Candidate:
     image: NDArray[Any]
     responses: NDArray[np.float32]
     score: float
+
+    def __repr__(self) -> str:
+        shapes = f"parameters {self.parameters.shape}, image {self.image.shape}, responses {self.responses.shape}"
+        return f"<Candidate with score {self.score:.4g}: {shapes}>"
 
 
 class Evaluator:
@@ -65,27 +70,37 @@ class Evaluator:
         self.count = 0
         self.best: Candidate | None = None
 
+    def __repr__(self) -> str:
+        best = "" if self.best is None else f", best score {self.best.score:.4g}"
+        return f"<Evaluator of {self._mouse.summary}: {self.count} candidates{best}>"
+
     def __call__(self, candidates: ArrayLike) -> NDArray[np.float64]:
         """Scores (P,) of candidates (P, …), from one `predict`.
 
         Raises:
-            InvalidArgument: images or scores are not one a candidate, or a score is NaN.
+            InvalidArgument: candidates, images or scores are no numbers, images or scores are not one a candidate, or a
+                score is NaN.
             MousetwinError: as `Mouse.predict`.
         """
-        parameters = np.asarray(candidates)
-        images = parameters if self._to_images is None else np.asarray(self._to_images(parameters))
-        if len(images) != len(parameters):
+        parameters = from_nested(candidates, "candidates")
+        if not parameters.ndim:
+            raise InvalidArgument("candidates: a single number, expected (P, …)", field="candidates")
+        count = len(parameters)
+        images = parameters if self._to_images is None else from_nested(self._to_images(parameters), "to_images")
+        if images.shape[:1] != (count,):
             raise InvalidArgument(
-                f"to_images: {len(images)} images of {len(parameters)} candidates, expected one each", field="to_images"
+                f"to_images: {len(images) if images.ndim else 1} images of {count} candidates, expected one each",
+                field="to_images",
             )
         responses = np.asarray(self._mouse.predict(images, **self._asked))
-        scores = np.asarray(responses.mean(1) if self._score is None else self._score(responses), np.float64)
-        if scores.shape != (len(parameters),) or np.isnan(scores).any():
+        scored = responses.mean(1) if self._score is None else self._score(responses)
+        scores = from_nested(scored, "score").astype(np.float64)
+        if scores.shape != (count,) or np.isnan(scores).any():
             raise InvalidArgument(
-                f"score: shape {scores.shape}, expected ({len(parameters)},) without NaN: a score a candidate",
+                f"score: shape {scores.shape}, expected ({count},) without NaN: a score a candidate",
                 field="score",
             )
-        self.count += len(parameters)
+        self.count += count
         top = int(scores.argmax())
         if self.best is None or scores[top] > self.best.score:
             self.best = Candidate(parameters[top], images[top], responses[top], float(scores[top]))

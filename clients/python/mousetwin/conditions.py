@@ -8,8 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .build import optional_array
 from .errors import InvalidArgument
-from .query import Space
+from .query import MouseInfo, Space, space_of
+
+CONDITIONS = ("behavior", "pupil_center")
 
 
 class _Moments(Protocol):
@@ -45,6 +48,27 @@ def condition_space(
     return Space.MODEL
 
 
+def in_model_space(info: MouseInfo, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller asks of images that were made in model space: arguments of `Mouse.predict`.
+
+    Args:
+        info: of the twin.
+        asked: arguments of `Mouse.predict`, without images.
+
+    Raises:
+        InvalidArgument: the space of behavior or pupil center is not said, and matters; or that of the images is.
+    """
+    if asked.get("space") is not None and space_of(asked["space"]) is not Space.MODEL:
+        raise InvalidArgument(
+            "space: these images are made in model space; condition_space is that of behavior and pupil_center",
+            field="space",
+        )
+    said = space_of(asked.get("condition_space"), "condition_space") or space_of(asked.get("space"))
+    given = {name: optional_array(asked.get(name), name) for name in CONDITIONS}
+    found = condition_space(said, given, info.statistics)
+    return {**asked, "space": Space.MODEL, "condition_space": found}
+
+
 def _is_the_same(name: str, values: NDArray[Any], moments: _Moments) -> bool:
     """Whether numbers are the same in both spaces."""
     if values.dtype.kind not in "uif":
@@ -55,6 +79,9 @@ def _is_the_same(name: str, values: NDArray[Any], moments: _Moments) -> bool:
         return not values.any() or (
             _fits(values, moments.std) and bool((values / np.array(moments.std) == values).all())
         )
+    if not (moments.std and moments.mean):
+        # Raw values cannot be read then, and 0 is what stands where none is sent.
+        return not values.any()
     if not (_fits(values, moments.std) and _fits(values, moments.mean)):
         return False
     return bool(((values - np.array(moments.mean)) / np.array(moments.std) == values).all())

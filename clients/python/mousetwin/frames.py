@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,14 @@ MAX_FRAME_BYTES = 2 << 20
 _BY_IMAGE = ("behavior", "pupil_center", "neurons", "unit_ids", "cotangent")
 
 
+# What responses remember, and what that is of an array that no twin answered.
+_REMEMBERED: dict[str, Any] = {"twin": None, "defaults": (), "warnings": ()}
+
+
 class Responses(np.ndarray[Any, np.dtype[np.float32]]):
     """float32 (N, K) responses, an ordinary array that also remembers how it came about.
+
+    Slices, copies and pickles remember it too; a mean over all of them, or one of them, is a plain number.
 
     Attributes:
         twin: the twin that answered, with version and digest.
@@ -47,14 +53,28 @@ class Responses(np.ndarray[Any, np.dtype[np.float32]]):
         return responses
 
     def __array_finalize__(self, parent: NDArray[Any] | None) -> None:
-        self.twin = getattr(parent, "twin", None)
-        self.defaults = getattr(parent, "defaults", ())
-        self.warnings = getattr(parent, "warnings", ())
+        for name, unknown in _REMEMBERED.items():
+            setattr(self, name, getattr(parent, name, unknown))
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        # What is left of a reduction to one number; numpy 1 does not say that it is one.
+        return super().__array_wrap__(array, context) if np.ndim(array) else array[()]
+
+    def __reduce__(self) -> Any:
+        rebuild, arguments, state = tuple(super().__reduce__())
+        return rebuild, arguments, (state, {name: getattr(self, name) for name in _REMEMBERED})
+
+    def __setstate__(self, state: Any) -> None:
+        array, remembered = state
+        super().__setstate__(array)
+        vars(self).update(remembered)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """The gradient of Σ cotangent · responses with respect to what was sent; unpacks as `responses, images`.
+    """The gradient of Σ cotangent · responses with respect to what was sent; the pair `responses, images` as a tuple.
+
+    It unpacks as that pair, and has its length and its indices; by name there is more.
 
     Attributes:
         responses: float32 (N, K), as `Mouse.predict` answers.
@@ -69,7 +89,28 @@ class Gradient:
     pupil_center: NDArray[np.float32] | None
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        return iter((self.responses, self.images))
+        return iter(self._pair)
+
+    def __len__(self) -> int:
+        return len(self._pair)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> NDArray[np.float32]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[NDArray[np.float32], ...]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pair[index]
+
+    def __repr__(self) -> str:
+        shapes = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = ", ".join(f"{name} {value.shape}" for name, value in shapes.items() if value is not None)
+        return f"<Gradient of {self.responses.twin}: {told}>"
+
+    @property
+    def _pair(self) -> tuple[NDArray[np.float32], ...]:
+        return (self.responses, self.images)
 
 
 def responses_of(answer: Prediction) -> Responses:
@@ -89,10 +130,13 @@ def gradient_of(answer: Prediction) -> Gradient:
 def split(query: PredictQuery, neurons: int) -> list[PredictQuery]:
     """Frames of `query`, whose answers have `neurons` columns; the query itself where it is small enough.
 
-    A query whose arrays disagree about the number of images is left whole: the service says what is wrong with it.
+    A query whose arrays disagree about the number of images, or whose images are none, is left whole: the service says
+    what is wrong with it.
     """
     images = query.images
-    count = len(images) if images.ndim else 0
+    if images.ndim < 3:
+        return [query]
+    count = len(images)
     answered = 4 * neurons + (4 * images[0].size if isinstance(query, GradientQuery) and count else 0)
     size = frame_size(images.nbytes // max(count, 1), answered)
     rows = {name: array for name in _BY_IMAGE if (array := getattr(query, name, None)) is not None}

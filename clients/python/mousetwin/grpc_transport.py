@@ -24,6 +24,8 @@ CHANNEL_OPTIONS = [
     # A service that comes back is found at once, not after the two minutes that gRPC works up to.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A channel that is opened after a fork would find its parent's connection in the pool that all channels share.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
@@ -103,6 +105,7 @@ class GrpcTransport:
     """One channel to "host:port". Safe to use from several threads."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self._address = address
         self._closed = False
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)

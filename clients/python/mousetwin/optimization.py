@@ -173,6 +173,10 @@ class OptimizeProgress:
     values: NDArray[np.float32]
     images: NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        shown = "" if self.images is None else f", images {self.images.shape}"
+        return f"<OptimizeProgress at step {self.step} of {self.steps}: values {self.values.shape}{shown}>"
+
 
 @dataclass(frozen=True)
 class OptimizeResult:

@@ -55,23 +55,22 @@ def build(
     **options: Any,
 ) -> OptimizeQuery:
     """The query of an `optimize` call, however many images it is of. Raises InvalidArgument for what cannot be read."""
-    if images_each < 1:
-        raise InvalidArgument(f"images_each: {images_each}, expected at least 1", field="images_each")
+    images_each = arrays.from_number(images_each, "images_each")
+    if not isinstance(images_each, int) or images_each < 1:
+        raise InvalidArgument(f"images_each: {images_each}, expected a whole number from 1", field="images_each")
     twin = info.summary.twin
     target = Target(
         neurons=_rows(neurons, "neurons", images_each),
         unit_ids=_rows(unit_ids, "unit_ids", images_each),
         weights=optional_array(weights, "weights"),
         against=_rows(against, "against", images_each),
-        temperature=temperature,
+        temperature=arrays.from_number(temperature, "temperature"),
     )
     unknown = options.keys() - _CONSTRAINTS - _ASCENT - _START
     if unknown:
         known = ", ".join(sorted(_CONSTRAINTS | _ASCENT | _START))
         raise InvalidArgument(f"{min(unknown)}: not known, expected one of {known}", field=min(unknown))
-    given: dict[str, Any] = {
-        name: optional_array(v, name) if name in ("mask", "background") else v for name, v in options.items()
-    }
+    given = {name: _option(value, name) for name, value in options.items()}
     named = target.neurons if target.neurons is not None else target.unit_ids
     count = 0 if named is None else len(named)
     return OptimizeQuery(
@@ -88,12 +87,14 @@ def build(
         start=Start(
             kind=start if isinstance(start, str) else Start.kind,
             images=None if isinstance(start, str) else arrays.from_nested(start, "start"),
-            seed=seed,
+            seed=arrays.from_number(seed, "seed"),
             **{n: v for n, v in given.items() if n in _START},
         ),
         ascent=Ascent(**{n: v for n, v in given.items() if n in _ASCENT}),
-        diversity=Diversity(np.arange(count) // images_each if images_each > 1 else None, min_share),
-        report_every=report_every,
+        diversity=Diversity(
+            np.arange(count) // images_each if images_each > 1 else None, arrays.from_number(min_share, "min_share")
+        ),
+        report_every=arrays.from_number(report_every, "report_every"),
         report_images=report_images,
     )
 
@@ -212,6 +213,12 @@ def _centers(info: MouseInfo, named: NDArray[Any], *, by_unit: bool) -> NDArray[
         order = np.argsort(info.unit_ids)
         columns = order[np.searchsorted(info.unit_ids, named, sorter=order)]
     return np.asarray(info.receptive_field_center[columns], np.float32)
+
+
+def _option(value: Any, name: str) -> Any:
+    if value is None or name == "optimizer":
+        return value
+    return arrays.from_nested(value, name) if name in ("mask", "background") else arrays.from_number(value, name)
 
 
 def _rows(values: ArrayLike | None, field: str, each: int) -> NDArray[Any] | None:

@@ -53,6 +53,15 @@ class Optimized:
     field_size: tuple[int, int] | None
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        twins = self.records[0]["twins"]
+        named = f"{twins[0]['mouse']} {' + '.join(twin['model'] for twin in twins)}"
+        made_up = " (synthetic)" if self.synthetic else ""
+        return (
+            f"<Optimized of {named}{made_up}: images {self.images.shape} in {self.space.value} space, neurons "
+            f"{self.neurons.shape}, values {self.values.min():.4g} to {self.values.max():.4g}>"
+        )
+
     def save(self, file: Where | BinaryIO) -> None:
         """Write everything to a `.npz` file, which `Optimized.load` and numpy read.
 

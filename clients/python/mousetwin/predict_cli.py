@@ -123,6 +123,9 @@ class _Job:
         self._unit_ids = unit_ids
         each = inputs.dtype.itemsize * int(np.prod(inputs.shape, dtype=np.int64))
         self._size = max(frame_size(each, 4 * columns), int(inputs.count == 1))
+        if len(inputs.shape) < 2:
+            # No set of images: sent in one piece, so that what the service says of it is about all of it.
+            self._size = max(1, inputs.count)
         if inputs.count > self._size:
             for name, values in beside.items():
                 if values.ndim == 2 and len(values) != inputs.count:

@@ -50,6 +50,9 @@ class TwinIdentity:
     version: str
     digest: str
 
+    def __str__(self) -> str:
+        return f"{self.mouse} {self.model} v{self.version}"
+
 
 @dataclass(frozen=True)
 class PredictQuery:
@@ -140,6 +143,9 @@ class TwinSummary:
     no_gradient: str = ""
     newer_refused: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.twin}{' (synthetic)' if self.synthetic else ''}"
+
 
 def stand_in_warning(summary: TwinSummary) -> str:
     """What to tell of a twin that was meant without a version and is not the newest; empty where it is."""
@@ -179,6 +185,9 @@ class GraphReport:
     not_on_device: tuple[str, ...] = ()
 
 
+_PER_NEURON = ("unit_ids", "cell_motor_coordinates", "receptive_field_center")
+
+
 @dataclass(frozen=True)
 class MouseInfo:
     """Everything a twin's bundle tells; None where not known.
@@ -205,3 +214,9 @@ class MouseInfo:
     licence: str
     built_with: Mapping[str, str]
     truth: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        known = [name for name in _PER_NEURON if getattr(self, name) is not None]
+        known += [f"statistics of {', '.join(self.statistics)}"] if self.statistics else []
+        about = "".join(f", {word}" for word in known)
+        return f"<MouseInfo of {self.summary}: {self.summary.neurons} neurons{about}>"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import from_labels, from_nested
 from .errors import InvalidArgument
 from .figures import new_figure, saved
 from .files import Where, whole_file
@@ -42,6 +43,10 @@ class Scores:
     trials: int
     images: int
 
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {value:.4g}" for name, value in self.mean.items() if value is not None)
+        return f"<Scores of {self.neurons} neurons, {self.trials} trials of {self.images} images: {means}>"
+
     @property
     def mean(self) -> dict[str, float | None]:
         """By metric, over the neurons that have it; None where none has."""
@@ -68,10 +73,11 @@ class Scores:
         """A row a neuron: its column, its unit id where known, and the metrics, empty where there is none.
 
         Raises:
+            InvalidArgument: `unit_ids` are neither numbers nor words.
             NotFound: `path` cannot be written.
             InvalidArgument: its name does not end in `.csv`.
         """
-        ids = [""] * self.neurons if unit_ids is None else np.asarray(unit_ids).tolist()
+        ids = [""] * self.neurons if unit_ids is None else from_labels(unit_ids, "unit_ids").tolist()
         with whole_file(path, "csv", (".csv",)) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(["neuron", "unit_id", *METRICS])
@@ -99,7 +105,8 @@ def score(responses: ArrayLike, predictions: ArrayLike, image_ids: ArrayLike) ->
         InvalidArgument: shapes disagree; values are not finite; or all responses are 0, as those of the competition's
             mice that are withheld.
     """
-    recorded, predicted, ids = np.asarray(responses), np.asarray(predictions), np.asarray(image_ids)
+    recorded, predicted = from_nested(responses, "responses"), from_nested(predictions, "predictions")
+    ids = from_labels(image_ids, "image_ids")
     _check(recorded, predicted, ids)
     recorded, predicted = recorded.astype(np.float64), predicted.astype(np.float64)
     # Trials of one image side by side: every sum over repeats is one over neighbours.

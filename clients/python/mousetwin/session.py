@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from types import TracebackType
+from typing import NoReturn
 
 from numpy.typing import ArrayLike
 
@@ -40,6 +41,13 @@ class Session:
         self._answered: deque[Prediction | MousetwinError] = deque()
         self._closed = False
         self._notices = Notices()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.waiting} frames waiting"
+        return f"<Session of {self._summary}: {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Session is an open stream, which cannot be pickled or copied: pickle its Mouse instead")
 
     @property
     def waiting(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import from_labels
 from .files import whole_file
 
 # Tiers that are submitted, and what their files are called after.
@@ -42,16 +43,18 @@ def write_submission(
         Where it is.
 
     Raises:
+        InvalidArgument: trials, images or units are neither numbers nor words.
         NotFound: it cannot be written.
     """
     path = submission_path(folder, tier)
-    ids = str(np.asarray(unit_ids).tolist())
+    ids = str(from_labels(unit_ids, "unit_ids").tolist())
+    trials, images = from_labels(trial_idx, "trial_idx"), from_labels(image_ids, "image_ids")
     whole = whole_file(path, "submission", make_folder=True)
     with whole as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial_indices", "image_ids", "prediction", "neuron_ids"])
         rows = (row for batch in predictions for row in np.asarray(batch).tolist())
-        named = zip(np.asarray(trial_idx).tolist(), np.asarray(image_ids).tolist(), rows, strict=True)
+        named = zip(trials.tolist(), images.tolist(), rows, strict=True)
         for trial, image, row in named:
             writer.writerow([trial, image, row, ids])
     return path

@@ -5,136 +5,412 @@ Imported only by `Mouse.torch_module`, since nothing else of the client needs to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.fx import Proxy
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .errors import Unimplemented
+from .arrays import from_nested
+from .build import optional_array
+from .conditions import CONDITIONS, condition_space
+from .errors import InvalidArgument, Unimplemented
+from .query import Space, space_of
 
 if TYPE_CHECKING:
     from .twins import Mouse
 
 # Rows of the Jacobian that a product with it may take.
 MOST_ROWS = 16_384
-_CONDITIONS = ("behavior", "pupil_center")
+_INPUTS = ("images", "behavior", "pupil_center")
+_NOT_TRACED = (
+    "a remote twin cannot be traced (torch.jit, torch.export, torch.fx, torch.func.linearize): call it as it is, or "
+    "under torch.compile without fullgraph"
+)
+_NOT_BATCHED = (
+    "vectorize=True and is_grads_batched=True do not work on a remote twin: use torch.func.jacrev or jacfwd, or leave "
+    "them out"
+)
 
 
 class TwinModule(nn.Module):
     """`forward(images, behavior=None, pupil_center=None)`: (N, 1, H, W) or (N, H, W) to responses (N, K).
 
-    Differentiable once with respect to images, behavior and pupil center. Of second derivatives it has what a product
-    with the Jacobian needs (that of a gradient with respect to its cotangent); any other raises Unimplemented. Answers
-    come in the dtype and on the device of the images; they are computed in float32.
+    Differentiable once with respect to images, behavior and pupil center, in either mode. Of second derivatives it has
+    what a product with the Jacobian needs (that of a gradient with respect to its cotangent); any other raises
+    Unimplemented. `torch.func` works on it (vjp, jvp, jacrev, jacfwd, vmap); `torch.compile` calls it as it is, between
+    the graphs; `torch.jit` and `torch.export`, which would have to see inside, raise Unimplemented.
+
+    Answers are float32, or of the dtype that the module was moved to (`module.double()`), whatever that of the images,
+    and on the images' device; they are computed in float32. Gradients are of the dtype of what they belong to.
     """
 
-    def __init__(self, mouse: Mouse, **asked: Any) -> None:
+    dtype_of_answers: Tensor
+
+    def __init__(
+        self,
+        mouse: Mouse,
+        neurons: ArrayLike | None = None,
+        unit_ids: ArrayLike | None = None,
+        *,
+        behavior: ArrayLike | None = None,
+        pupil_center: ArrayLike | None = None,
+        space: Space | str | None = None,
+        condition_space: Space | str | None = None,
+    ) -> None:
         """
         Args:
             mouse: the twin.
-            asked: as for `Mouse.predict`; behavior and pupil center are for all images that come without.
+            neurons, unit_ids: as for `Mouse.predict`.
+            behavior, pupil_center: for all images that come without.
+            space: of the images: "model" (default) or "raw".
+            condition_space: of behavior and pupil center, also of those that come with images.
+
+        Raises:
+            InvalidArgument: one of these is no array of numbers, or no space; or the space of behavior or pupil center
+                is not said, and matters.
         """
         super().__init__()
         self.mouse = mouse
-        self.asked = {name: value for name, value in asked.items() if value is not None}
+        self.behavior = optional_array(behavior, "behavior")
+        self.pupil_center = optional_array(pupil_center, "pupil_center")
+        self._neurons = optional_array(neurons, "neurons")
+        self._unit_ids = optional_array(unit_ids, "unit_ids")
+        self._space = space_of(space) or Space.MODEL
+        self._said = space_of(condition_space, "condition_space") or space_of(space)
+        _resolve(mouse, self._said, {name: getattr(self, name) for name in CONDITIONS})
+        # Follows the module from dtype to dtype, and is no part of its state.
+        self.register_buffer("dtype_of_answers", torch.empty(0), persistent=False)
 
+    @torch.compiler.disable(reason=_NOT_TRACED)  # type: ignore[untyped-decorator, no-untyped-call]
     def forward(self, images: Tensor, behavior: Tensor | None = None, pupil_center: Tensor | None = None) -> Tensor:
-        responses: Tensor = _Respond.apply(self, images, behavior, pupil_center)  # type: ignore[no-untyped-call]
+        _check_not_traced(images)
+        given = {"images": images, "behavior": behavior, "pupil_center": pupil_center}
+        found = {name: getattr(self, name, None) if value is None else value for name, value in given.items()}
+        twin = _Asked(
+            self.mouse,
+            self._neurons,
+            self._unit_ids,
+            self._space,
+            self._said,
+            self.dtype_of_answers.dtype,
+        )
+        inputs = [None if value is None else _tensor(value, name) for name, value in found.items()]
+        responses: Tensor = _Respond.apply(twin, *inputs)  # type: ignore[no-untyped-call]
         return responses
 
-    def ask(self, images: Tensor, conditions: tuple[Tensor | None, ...]) -> dict[str, Any]:
-        """Arguments for `predict` and `gradient`."""
-        given = {name: _array(value) for name, value in zip(_CONDITIONS, conditions, strict=True) if value is not None}
-        return {**self.asked, **given, "images": _array(images)}
+    def extra_repr(self) -> str:
+        chosen = self._neurons if self._neurons is not None else self._unit_ids
+        neurons = self.mouse.summary.neurons if chosen is None else chosen.shape
+        return f"{self.mouse.summary}, neurons {neurons}, {self._space.value} space"
+
+    def __prepare_scriptable__(self) -> None:
+        # torch.jit.script asks for this first.
+        raise Unimplemented(_NOT_TRACED, field="torch")
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked of the twin beside the inputs, and the dtype of what it answers.
+
+    said: the space of conditions; None where nobody said, and each call's numbers may be the same in both.
+    """
+
+    mouse: Mouse
+    neurons: NDArray[Any] | None
+    unit_ids: NDArray[Any] | None
+    space: Space
+    said: Space | None
+    dtype: torch.dtype
+
+    @property
+    def chosen(self) -> tuple[str, NDArray[Any]]:
+        """By which name columns are chosen, and which."""
+        if self.unit_ids is not None and self.neurons is None:
+            return "unit_ids", self.unit_ids
+        return "neurons", np.arange(self.mouse.summary.neurons) if self.neurons is None else self.neurons
+
+    def repeated(self, times: int) -> _Asked:
+        """The same of so many times the images."""
+
+        def tiled(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return np.tile(values, (times, 1)) if values is not None and values.ndim == 2 else values
+
+        return replace(self, neurons=tiled(self.neurons), unit_ids=tiled(self.unit_ids))
+
+    def arguments(self, inputs: Sequence[Tensor | None]) -> dict[str, Any]:
+        """Of `predict` and `gradient`."""
+        values = {name: optional_array(v, name) for name, v in zip(_INPUTS, inputs, strict=True)}
+        return {
+            "neurons": self.neurons,
+            "unit_ids": self.unit_ids,
+            "space": self.space,
+            "condition_space": _resolve(self.mouse, self.said, values),
+            **values,
+        }
+
+    def answer(self, found: NDArray[Any], inputs: Sequence[Tensor | None]) -> Tensor:
+        """What came, in the module's dtype and where the images are."""
+        images = inputs[0]
+        assert images is not None
+        return torch.from_numpy(np.asarray(found)).to(device=images.device, dtype=self.dtype)
 
 
 class _Respond(Function):
     @staticmethod
-    def forward(ctx: Any, module: TwinModule, images: Tensor, *conditions: Tensor | None) -> Tensor:
-        ctx.module = module
-        ctx.save_for_backward(images, *conditions)
-        return _like(images, module.mouse.predict(**module.ask(images, conditions)))
+    def forward(twin: _Asked, *inputs: Tensor | None) -> Tensor:
+        return twin.answer(twin.mouse.predict(**twin.arguments(inputs)), inputs)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
-        inputs = (None if value is None else _Once.apply(value) for value in ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return (None, *_PullBack.apply(ctx.module, cotangent, *inputs))  # type: ignore[no-untyped-call]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.twin, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> Any:
+        wanted = tuple(n for n in range(len(_INPUTS)) if ctx.needs_input_grad[n + 1])
+        if cotangent is None or not wanted:
+            return (None,) * (len(_INPUTS) + 1)
+        inputs = [None if value is None else _apply(_Once, value) for value in ctx.saved_tensors]
+        found = dict(zip(wanted, _apply(_PullBack, ctx.twin, wanted, cotangent, *inputs), strict=True))
+        return (None, *(found.get(n) for n in range(len(_INPUTS))))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        return _push_forward(ctx.twin, ctx.saved_tensors, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], twin: _Asked, *inputs: Tensor | None) -> tuple[Tensor, int]:
+        size = info.batch_size
+        folded, rows = _fold(_spread(inputs, in_dims[1:], size))
+        return _apply(_Respond, twin.repeated(size), *folded).unflatten(0, (size, rows)), 0
 
 
 class _PullBack(Function):
-    """cotangent (N, K) to the gradients of Σ cotangent · responses with respect to each input."""
+    """cotangent (N, K) to the gradients of Σ cotangent · responses with respect to the wanted inputs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, module: TwinModule, cotangent: Tensor, images: Tensor, *conditions: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        ctx.module = module
-        ctx.save_for_backward(images, *conditions)
-        found = module.mouse.gradient(cotangent=_array(cotangent), **module.ask(images, conditions))
-        gradients = (getattr(found, name) for name in _CONDITIONS)
-        rest = (
-            None if value is None else _like(value, _known(name, gradient))
-            for name, value, gradient in zip(_CONDITIONS, conditions, gradients, strict=True)
-        )
-        return (_like(images, found.images), *rest)
+    def forward(twin: _Asked, wanted: tuple[int, ...], cotangent: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        found = twin.mouse.gradient(cotangent=_along(cotangent), **twin.arguments(inputs))
+        return tuple(_like(inputs[n], _known(_INPUTS[n], getattr(found, _INPUTS[n]))) for n in wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.twin, ctx.wanted, cotangent, *tensors = inputs
+        ctx.dtype = cotangent.dtype
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
-        inputs = ctx.saved_tensors
-        pushed = _push_forward(ctx.module, inputs, tangents)
+        moved = dict(zip(ctx.wanted, tangents, strict=True))
+        pushed = None
+        if ctx.needs_input_grad[2] and any(tangent is not None for tangent in tangents):
+            every = [moved.get(n) for n in range(len(_INPUTS))]
+            pushed = _push_forward(ctx.twin, ctx.saved_tensors, every).to(ctx.dtype)
         # Whoever asks for these meets `_Once`.
-        return (None, pushed, *(None if value is None else torch.zeros_like(value) for value in inputs))
+        zeros = (
+            torch.zeros_like(value) if asked else None
+            for value, asked in zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True)
+        )
+        return (None, None, pushed, *zeros)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise _no_second_derivatives()
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], twin: _Asked, wanted: tuple[int, ...], *tensors: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+        cotangent, *inputs = _spread(tensors, in_dims[2:], size)
+        assert cotangent is not None
+        folded, rows = _fold(inputs)
+        found = _apply(_PullBack, twin.repeated(size), wanted, cotangent.flatten(0, 1), *folded)
+        gradients = (value.unflatten(0, (size, rows)) for value in found)
+        return tuple(_summed(g, inputs[n], 1) for g, n in zip(gradients, wanted, strict=True)), (0,) * len(wanted)
+
+
+class _PushForward(Function):
+    """Products (T, N, K) of the Jacobian with T tangents of each input, from the gradient of every response alone."""
+
+    @staticmethod
+    def forward(twin: _Asked, *both: Tensor | None) -> Tensor:
+        inputs, tangents = both[: len(_INPUTS)], both[len(_INPUTS) :]
+        count = _rows(inputs, 0)
+        name, neurons = twin.chosen
+        each = 1 if neurons.ndim == 2 else len(neurons)
+        if count * each > MOST_ROWS:
+            raise Unimplemented(
+                f"a product with the Jacobian of {count} images × {each} neurons takes as many gradients, the most is "
+                f"{MOST_ROWS}: choose neurons",
+                field="neurons",
+            )
+        rows = [None if v is None else _rowed(v, 0, count).repeat_interleave(each, 0) for v in inputs]
+        columns = neurons if neurons.ndim == 2 else np.tile(neurons, count)[:, None]
+        asked = {**twin.arguments(rows), name: columns}
+        found = twin.mouse.gradient(cotangent=np.ones(1, np.float32), **asked)
+        pushed = np.zeros((1, count, each))
+        for field, tangent in zip(_INPUTS, tangents, strict=True):
+            if tangent is not None:
+                gradient = _known(field, getattr(found, field)).reshape(count, each, -1).astype(np.float64)
+                moved = _along(_rowed(tangent, 1, count)).reshape(len(tangent), count, -1)
+                pushed = pushed + np.einsum("nkd,tnd->tnk", gradient, moved)
+        return twin.answer(pushed, inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: it has no derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
+        raise _no_second_derivatives()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise _no_second_derivatives()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], twin: _Asked, *both: Tensor | None) -> tuple[Tensor, int]:
+        count, size = len(_INPUTS), info.batch_size
+        inputs, tangents = both[:count], _spread(both[count:], in_dims[count + 1 :], size)
+        if all(dim is None for dim in in_dims[1 : count + 1]):
+            # One Jacobian for the tangents of all.
+            flat = [None if tangent is None else tangent.flatten(0, 1) for tangent in tangents]
+            return _apply(_PushForward, twin, *inputs, *flat).unflatten(0, (size, -1)), 0
+        folded, rows = _fold(_spread(inputs, in_dims[1 : count + 1], size))
+        flat = [None if t is None else _rowed(t, 2, rows).movedim(0, 1).flatten(1, 2) for t in tangents]
+        return _apply(_PushForward, twin.repeated(size), *folded, *flat).unflatten(1, (size, rows)), 1
 
 
 class _Once(Function):
     """Its input, of which no second derivative is had."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(value: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise Unimplemented("a remote twin has no second derivatives with respect to its inputs")
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
+        raise _no_second_derivatives()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise _no_second_derivatives()
 
 
-def _push_forward(module: TwinModule, inputs: tuple[Tensor | None, ...], tangents: tuple[Tensor | None, ...]) -> Tensor:
-    """The Jacobian's product with tangents of the inputs, (N, K), from the gradient of every response alone."""
+def _resolve(mouse: Mouse, said: Space | None, given: Mapping[str, NDArray[Any] | None]) -> Space:
+    return condition_space(said, {name: given[name] for name in CONDITIONS}, mouse.info.statistics)
+
+
+def _check_not_traced(images: Any) -> None:
+    """Raises Unimplemented where one answer would be taken down for good in place of the call."""
+    traced = (
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch.compiler.is_exporting()
+        or get_proxy_mode() is not None
+        or isinstance(images, Proxy)
+    )
+    if traced:
+        raise Unimplemented(_NOT_TRACED, field="torch")
+
+
+def _apply(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def _push_forward(twin: _Asked, inputs: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> Tensor:
+    """The product (N, K) with one tangent of each input."""
+    one = (None if tangent is None else tangent[None] for tangent in tangents)
+    pushed: Tensor = _apply(_PushForward, twin, *inputs, *one)[0]
+    return pushed
+
+
+def _no_second_derivatives() -> Unimplemented:
+    return Unimplemented("a remote twin has no second derivatives with respect to its inputs", field="torch")
+
+
+def _spread(values: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
+    """The dimension that is mapped over in front of all, at its size."""
+    return [
+        None if value is None else value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+        for value, dim in zip(values, dims, strict=True)
+    ]
+
+
+def _fold(inputs: Sequence[Tensor | None]) -> tuple[list[Tensor | None], int]:
+    """Inputs with a dimension in front, as more images; and how many rows one of them is answered with."""
     images = inputs[0]
     assert images is not None
-    count = len(images)
-    asked, every = module.asked, np.arange(module.mouse.summary.neurons)
-    neurons = np.asarray(asked.get("neurons", asked.get("unit_ids", every)))
-    if neurons.ndim != 1:
-        raise Unimplemented("products with the Jacobian are of the same neurons for all images", field="neurons")
-    if count * len(neurons) > MOST_ROWS:
-        raise Unimplemented(
-            f"a product with the Jacobian of {count} images × {len(neurons)} neurons takes as many gradients, the most "
-            f"is {MOST_ROWS}: choose neurons",
-            field="neurons",
-        )
-    rows = [None if value is None else value.repeat_interleave(len(neurons), 0) for value in inputs]
-    assert rows[0] is not None
-    own = {"unit_ids" if "unit_ids" in asked else "neurons": np.tile(neurons, count)[:, None]}
-    found = module.mouse.gradient(cotangent=np.ones(1, np.float32), **{**module.ask(rows[0], tuple(rows[1:])), **own})
-    pushed = np.zeros(count * len(neurons))
-    for gradient, tangent in zip((found.images, found.behavior, found.pupil_center), tangents, strict=True):
-        if tangent is not None:
-            moved = np.repeat(_array(tangent).astype(np.float64), len(neurons), 0)
-            pushed += (np.asarray(gradient, np.float64) * moved).reshape(len(pushed), -1).sum(1)
-    return _like(images, pushed.reshape(count, len(neurons)))
+    if images.ndim < 4:
+        # What is no set of images is told by its own shape.
+        return [None if value is None else value[0] for value in inputs], -1
+    rows = _rows(inputs, 1)
+    return [None if value is None else _rowed(value, 1, rows).flatten(0, 1) for value in inputs], rows
 
 
-def _array(value: Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = value.detach().cpu().numpy()
-    return found
+def _rows(inputs: Sequence[Tensor | None], ahead: int) -> int:
+    """How many rows are answered, of inputs with so many other dimensions in front: one image has one a condition."""
+    images, *conditions = inputs
+    assert images is not None
+    given = [value.shape[ahead] for value in conditions if value is not None and value.ndim == ahead + 2]
+    return max([1, *given]) if images.shape[ahead] == 1 else images.shape[ahead]
 
 
-def _like(value: Tensor, found: NDArray[Any]) -> Tensor:
-    return torch.as_tensor(np.asarray(found)).to(value)
+def _rowed(value: Tensor, ahead: int, rows: int) -> Tensor:
+    """`value`, of an input with so many other dimensions in front, with a row an answer."""
+    for_all = value.ndim == ahead + 1
+    value = value.unsqueeze(ahead) if for_all else value
+    # Conditions with a row an image have as many as they have: where that is wrong the service says so.
+    if not for_all and (value.ndim == ahead + 2 or value.shape[ahead] != 1):
+        return value
+    return value.expand(*value.shape[:ahead], rows, *value.shape[ahead + 1 :])
+
+
+def _summed(gradient: Tensor, value: Tensor | None, ahead: int) -> Tensor:
+    """A gradient with a row an answer, as that of an input that stands for several of them."""
+    assert value is not None
+    if value.ndim < gradient.ndim:
+        return gradient.sum(ahead)
+    return gradient.sum(ahead, keepdim=True) if value.shape[ahead] < gradient.shape[ahead] else gradient
+
+
+def _tensor(value: Any, field: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    found = from_nested(value, field)
+    # A copy of one's own: torch takes no array that is read-only, runs backwards or is of another byte order.
+    return torch.from_numpy(np.array(found, found.dtype.newbyteorder("="), order="C"))
+
+
+def _along(value: Tensor) -> NDArray[Any]:
+    """A cotangent or tangents, as torch itself made them."""
+    try:
+        return from_nested(value, "cotangent")
+    except InvalidArgument:
+        # torch's older way of many at once, which comes here past `vmap`.
+        raise Unimplemented(_NOT_BATCHED, field="torch") from None
+
+
+def _like(value: Tensor | None, gradient: NDArray[np.float32]) -> Tensor:
+    """The gradient of `value`, in its shape and dtype, where it is."""
+    assert value is not None
+    return _summed(torch.from_numpy(gradient), value, 0).to(device=value.device, dtype=value.dtype)
 
 
 def _known(name: str, gradient: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -34,6 +34,7 @@ class TorchServeTransport:
     """One channel to TorchServe's inference port. Safe to use from several threads."""
 
     def __init__(self, address: str) -> None:
+        self.address = f"torchserve://{address}"
         self._address = address
         self._closed = False
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)

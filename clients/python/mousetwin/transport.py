@@ -3,13 +3,15 @@ lab's GPU box by changing one string."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Protocol
 
 from .errors import InvalidArgument, Unimplemented
 from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
-from .query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+from .query import MouseInfo, Prediction, PredictQuery, TwinIdentity, TwinRef, TwinSummary
 
 
 class FrameStream(Protocol):
@@ -31,7 +33,14 @@ class FrameStream(Protocol):
 
 
 class Transport(Protocol):
-    """What a transport does; `timeout` is in seconds, None for no limit. Raises only `MousetwinError`s."""
+    """What a transport does; `timeout` is in seconds, None for no limit. Raises only `MousetwinError`s.
+
+    Attributes:
+        address: what `open_transport` opens the same by, in this process or another one of the machine.
+    """
+
+    @property
+    def address(self) -> str: ...
 
     def list_mice(self, timeout: float | None) -> list[TwinSummary]: ...
 
@@ -89,3 +98,14 @@ def open_transport(address: str) -> Transport:
         transport: Transport = opener(address)
         return transport
     raise InvalidArgument(f"address: {address!r}, expected {_EXPECTED}", field="address")
+
+
+def shared_transport(address: str, twin: TwinIdentity) -> Transport:
+    """As `open_transport`, for whoever asks one twin and never closes it: the same again while it is the same twin."""
+    return _shared(address, twin, os.getpid())
+
+
+# No connection outlives a fork; and what is in a folder may have changed since another twin was asked for.
+@lru_cache(maxsize=8)
+def _shared(address: str, twin: TwinIdentity, process: int) -> Transport:
+    return open_transport(address)

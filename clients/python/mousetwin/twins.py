@@ -18,7 +18,7 @@ from .optimization import OptimizeProgress
 from .optimized import Optimized
 from .query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, stand_in_warning
 from .session import Session
-from .transport import Transport, open_transport
+from .transport import Transport, open_transport, shared_transport
 
 Progress = Callable[[int, int], None]
 
@@ -39,11 +39,25 @@ def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) ->
 
 
 class Twins:
-    """What is served at one address. A context manager; safe to use from several threads."""
+    """What is served at one address. A context manager; safe to use from several threads.
+
+    Pickles and copies connect again to the same address, also where this one is closed.
+    """
 
     def __init__(self, transport: Transport, timeout: float | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._notices = Notices()
+
+    def __repr__(self) -> str:
+        return f"<Twins at {self._transport.address}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self._transport.address, "timeout": self._timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._transport = open_transport(state["address"])
+        self._timeout = state["timeout"]
         self._notices = Notices()
 
     def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
@@ -91,6 +105,8 @@ class Twins:
 class Mouse:
     """One twin of one mouse.
 
+    Pickles and copies connect again to the same address, and ask the same version of the twin.
+
     Attributes:
         info: everything its bundle tells, as of when this object was made.
     """
@@ -99,6 +115,16 @@ class Mouse:
         self.info = info
         self._transport = transport
         self._timeout = timeout
+        self._notices = Notices()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self._transport.address, "info": self.info, "timeout": self._timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.info = state["info"]
+        # Nobody closes a mouse: each task of a pool would leave a connection behind, or load a folder again.
+        self._transport = shared_transport(state["address"], self.summary.twin)
+        self._timeout = state["timeout"]
         self._notices = Notices()
 
     @property
@@ -124,6 +150,8 @@ class Mouse:
         progress: Progress | None = None,
     ) -> Responses:
         """Predicted responses to a batch of any length; large ones are sent as frames that stream.
+
+        Arrays may be of any library, or nested lists, as long as they are plain numbers; see `arrays.from_nested`.
 
         Args:
             images: (N, H, W) or (N, 1, H, W). Integers are gray levels 0-255 at the stimulus or the native size
@@ -220,20 +248,24 @@ class Mouse:
         *,
         behavior: ArrayLike | None = None,
         pupil_center: ArrayLike | None = None,
-        space: Space | str = Space.MODEL,
+        space: Space | str | None = None,
+        condition_space: Space | str | None = None,
     ) -> Any:
         """This twin as a `torch.nn.Module`: whatever runs on a differentiable torch model runs on the service.
 
         Args:
             neurons, unit_ids: columns of the answer, as for `predict`.
             behavior, pupil_center: for all images that come without; they can also be given to `forward`, as tensors.
-            space: of the images: "model" or "raw".
+            space: of the images: "model" (default) or "raw".
+            condition_space: of behavior and pupil center; default: `space` where that is given. One of the two must
+                say, unless the numbers are the same in both.
 
         Returns:
             A `mousetwin.torch_module.TwinModule`.
 
         Raises:
-            Unimplemented: torch is not installed, or the twin has no gradient.
+            Unimplemented: torch (2.7 or newer) is not installed, or the twin has no gradient.
+            InvalidArgument: an argument is no array of numbers, or no space.
         """
         if self.summary.no_gradient:
             raise Unimplemented(f"this twin has no gradient: {self.summary.no_gradient}", field="twin")
@@ -242,7 +274,13 @@ class Mouse:
         except ModuleNotFoundError as error:
             raise Unimplemented(f"torch_module needs {error.name}: pip install torch", field="torch") from None
         return TwinModule(
-            self, neurons=neurons, unit_ids=unit_ids, behavior=behavior, pupil_center=pupil_center, space=space
+            self,
+            neurons=neurons,
+            unit_ids=unit_ids,
+            behavior=behavior,
+            pupil_center=pupil_center,
+            space=space,
+            condition_space=condition_space,
         )
 
     def optimize(

@@ -263,7 +263,9 @@ class Upload:
                 )
         if rows.row_bytes > self._limit:
             raise PayloadTooLarge(f"images: {rows.row_bytes} bytes each, the limit is {self._limit}", field="images")
-        return max(1, min(_BLOCK, self._limit // max(1, rows.row_bytes), self._answers_limit // (4 * self._neurons)))
+        # What is no set of images is looked at in one piece, so that what is said of it is about all of it.
+        block = _BLOCK if len(rows.shape) > 2 else max(1, self.count)
+        return max(1, min(block, self._limit // max(1, rows.row_bytes), self._answers_limit // (4 * self._neurons)))
 
     def _query(self, beside: dict[str, NDArray[Any]], images: NDArray[Any], start: int) -> PredictQuery:
         stop = start + len(images)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import from_nested
+from ..conditions import in_model_space
 from ..figures import saved
 from ..query import TwinSummary
 from .results import Axis, Float, neuron_axis, new_panels
@@ -33,6 +35,9 @@ class ReceptiveFields:
     fields: Float
     neurons: Axis
     twin: TwinSummary
+
+    def __repr__(self) -> str:
+        return f"<ReceptiveFields of {self.twin}: fields {self.fields.shape}>"
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Each field with a range of its own. Returns the matplotlib figure; raises as `Experiment.plot`."""
@@ -64,17 +69,18 @@ def receptive_fields(
         contrast: their standard deviation, in model units.
         seed: of the noise.
         progress: called with (images done, images in all).
-        asked: as for `Mouse.predict`, in model units.
+        asked: as for `Mouse.predict`; behavior and pupil_center say their `condition_space` where it matters.
     """
     height, width = mouse.summary.native_size
     generator = np.random.default_rng(seed)
-    columns = np.asarray(neurons)
+    columns = from_nested(neurons, "neurons")
+    asked = in_model_space(mouse.info, asked)
     weighted = np.zeros((len(columns), height * width))
     total, noise_sum = np.zeros(len(columns)), np.zeros(height * width)
     for done in range(0, images, _CHUNK):
         count = min(_CHUNK, images - done)
         noise = generator.normal(scale=contrast, size=(count, height, width)).astype(np.float32)
-        responses = np.asarray(mouse.predict(noise, neurons=columns, **asked, space="model"), np.float64)
+        responses = np.asarray(mouse.predict(noise, neurons=columns, **asked), np.float64)
         weighted += responses.T @ noise.reshape(count, -1)
         total += responses.sum(0)
         noise_sum += noise.reshape(count, -1).sum(0, dtype=np.float64)
@@ -91,9 +97,9 @@ def gradient_fields(mouse: Mouse, neurons: ArrayLike, **asked: Any) -> Receptive
     Args:
         mouse: the twin.
         neurons: (K,).
-        asked: as for `Mouse.gradient`, in model units.
+        asked: as for `Mouse.gradient`; behavior and pupil_center say their `condition_space` where it matters.
     """
-    columns = np.asarray(neurons)
+    columns = from_nested(neurons, "neurons")
     gray = np.zeros((len(columns), *mouse.summary.native_size), np.float32)
-    found = mouse.gradient(gray, np.ones(1), neurons=columns[:, None], **asked, space="model")
+    found = mouse.gradient(gray, np.ones(1), neurons=columns[:, None], **in_model_space(mouse.info, asked))
     return ReceptiveFields(found.images, neuron_axis(mouse, {"neurons": columns}), mouse.summary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import from_nested
 from ..errors import InvalidArgument
 from ..figures import saved
 from ..query import TwinSummary
@@ -39,9 +40,13 @@ class TopImages:
     twin: TwinSummary
     count: int
 
+    def __repr__(self) -> str:
+        neurons, best = self.indices.shape
+        return f"<TopImages of {self.twin}: the best {best} of {self.count} images for {neurons} neurons>"
+
     def plot(self, images: ArrayLike, path: str | Path | None = None) -> Any:
         """The images, a row a neuron, out of the set. Returns the matplotlib figure; raises as `Experiment.plot`."""
-        shown = np.asarray(images)
+        shown = from_nested(images, "images")
         figure, panels = new_panels(self.indices.size, (2.4, 1.8), self.twin, columns=self.indices.shape[1])
         neurons = np.repeat(self.neurons, self.indices.shape[1])
         cells = zip(panels, neurons, self.indices.flat, self.responses.flat, strict=True)
@@ -54,7 +59,7 @@ class TopImages:
 
 def top_images(
     mouse: Mouse,
-    images: NDArray[Any] | Iterable[NDArray[Any]],
+    images: ArrayLike | Iterable[ArrayLike],
     k: int = 10,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -64,7 +69,8 @@ def top_images(
 
     Args:
         mouse: the twin.
-        images: (N, H, W) or (N, 1, H, W), a memory map too; or batches of such, one after the other.
+        images: (N, H, W) or (N, 1, H, W), of numpy, a memory map, or of any library whose arrays can be sliced; or
+            batches of such, one after the other.
         k: how many; all where the set is smaller.
         progress: called with (images done, images in all, 0 where that is not known).
         asked: as for `Mouse.predict`; behavior and pupil_center are for all images.
@@ -74,12 +80,12 @@ def top_images(
     """
     if k < 1:
         raise InvalidArgument(f"k: {k}, expected at least 1", field="k")
-    total = len(images) if isinstance(images, np.ndarray) else 0
+    total, batches = _batches(images)
     names = neuron_axis(mouse, asked)
     best = np.zeros((0, len(names)), np.float32)
     places = np.zeros((0, len(names)), np.int64)
     done = 0
-    for batch in _batches(images):
+    for batch in batches:
         responses = np.asarray(mouse.predict(batch, **asked))
         best = np.concatenate([best, responses])
         here = np.arange(done, done + len(batch))[:, None]
@@ -94,9 +100,11 @@ def top_images(
     return TopImages(places.T, best.T, names, mouse.summary, done)
 
 
-def _batches(images: NDArray[Any] | Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    if not isinstance(images, np.ndarray):
-        yield from images
-        return
-    for start in range(0, len(images), _CHUNK):
-        yield images[start : start + _CHUNK]
+def _batches(images: Any) -> tuple[int, Iterable[Any]]:
+    """How many images there are, 0 where that is not known; and the batches they are asked for in."""
+    if not hasattr(images, "shape") and isinstance(images, Iterable):
+        return 0, images
+    if len(getattr(images, "shape", ())) < 3:
+        # What is no set of images is for the service to refuse.
+        return 0, [images]
+    return len(images), (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import from_nested
 from ..figures import new_figure, saved
 from ..query import TwinSummary
 
@@ -42,6 +43,10 @@ class Experiment:
     responses: Float
     axes: Mapping[str, Axis]
     twin: TwinSummary
+
+    def __repr__(self) -> str:
+        axes = " × ".join(f"{name} {len(values)}" for name, values in self.axes.items())
+        return f"<{type(self).__name__} of {self.twin}: responses by {axes}>"
 
     def curve(self, axis: str) -> Float:
         """Responses (A, K) along one axis: phases averaged, then the most over all other axes."""
@@ -86,6 +91,7 @@ def new_panels(panels: int, size: tuple[float, float], twin: TwinSummary, column
 
 def neuron_axis(mouse: Mouse, asked: Mapping[str, Any]) -> Axis:
     """What the columns of an answer are called: neurons, or unit ids where those were asked for."""
-    named = asked.get("neurons")
-    named = asked.get("unit_ids") if named is None else named
-    return np.arange(mouse.summary.neurons) if named is None else np.asarray(named)
+    for name in ("neurons", "unit_ids"):
+        if asked.get(name) is not None:
+            return from_nested(asked[name], name)
+    return np.arange(mouse.summary.neurons)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import from_nested
+
 Float = NDArray[np.float32]
 
 
@@ -33,7 +35,10 @@ def gratings(
         diameter: of a circular aperture around the center, in pixels; None: the whole image.
     """
     x, y = _coordinates(size, center)
-    angle, frequency, shift, height = _together(np.radians(orientation), spatial_frequency, phase, contrast)
+    angle, frequency, shift, height = _together(
+        orientation=orientation, spatial_frequency=spatial_frequency, phase=phase, contrast=contrast
+    )
+    angle = np.radians(angle)
     waves = height * np.cos(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) - shift)
     if diameter is not None:
         waves = waves * (np.hypot(x, y) <= diameter / 2)
@@ -57,11 +62,12 @@ def gabors(
 
 def _coordinates(size: tuple[int, int], center: tuple[float, float] | None) -> tuple[NDArray[np.float64], ...]:
     height, width = size
-    x0, y0 = center if center is not None else ((width - 1) / 2, (height - 1) / 2)
+    x0, y0 = from_nested(center, "center") if center is not None else ((width - 1) / 2, (height - 1) / 2)
     y, x = np.mgrid[:height, :width]
     return x - x0, y - y0
 
 
-def _together(*values: ArrayLike) -> list[NDArray[np.float64]]:
-    rows = np.broadcast_arrays(*(np.atleast_1d(np.asarray(value, np.float64)) for value in values))
+def _together(**values: ArrayLike) -> list[NDArray[np.float64]]:
+    given = [np.atleast_1d(from_nested(value, name).astype(np.float64)) for name, value in values.items()]
+    rows = np.broadcast_arrays(*given)
     return [row[:, None, None] for row in rows]

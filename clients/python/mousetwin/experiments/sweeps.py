@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import from_nested
+from ..conditions import in_model_space
 from ..query import Space
 from .results import Experiment, neuron_axis
 
@@ -23,11 +25,11 @@ def contrast_series(
         mouse: the twin.
         image: (H, W) in model space, at the native size.
         contrasts: factors.
-        asked: as for `Mouse.predict`, in model units.
+        asked: as for `Mouse.predict`; behavior and pupil_center say their `condition_space` where it matters.
     """
-    factors = np.asarray(contrasts, np.float64)
-    series = factors[:, None, None] * np.asarray(image, np.float64)
-    responses = np.asarray(mouse.predict(series, **asked, space="model"))
+    factors = from_nested(contrasts, "contrasts").astype(np.float64)
+    series = factors[:, None, None] * from_nested(image, "image").astype(np.float64)
+    responses = np.asarray(mouse.predict(series, **in_model_space(mouse.info, asked)))
     return Experiment(responses, {"contrast": factors, "neuron": neuron_axis(mouse, asked)}, mouse.summary)
 
 
@@ -56,6 +58,6 @@ def pupil_sweep(
 def _sweep(
     mouse: Mouse, image: ArrayLike, name: str, values: ArrayLike, space: Space | str | None, asked: dict[str, Any]
 ) -> Experiment:
-    rows = np.atleast_2d(np.asarray(values))
-    responses = np.asarray(mouse.predict(np.asarray(image)[None], **{**asked, name: rows}, space=space))
+    rows = np.atleast_2d(from_nested(values, name))
+    responses = np.asarray(mouse.predict(from_nested(image, "image")[None], **{**asked, name: rows}, space=space))
     return Experiment(responses, {name: rows, "neuron": neuron_axis(mouse, asked)}, mouse.summary)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import from_nested
+from ..conditions import in_model_space
 from .results import Axis, Experiment, Float, neuron_axis
 from .stimuli import gratings
 
@@ -19,7 +21,7 @@ ORIENTATIONS = tuple(np.arange(0, 180, 22.5).tolist())
 PHASES = tuple(np.linspace(0, 2 * np.pi, 8, endpoint=False).tolist())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GratingTuning(Experiment):
     """Responses (orientation, spatial_frequency, phase, neuron)."""
 
@@ -70,16 +72,16 @@ def grating_tuning(
         spatial_frequencies: cycles a pixel of the native size.
         phases: radians.
         contrast, center, diameter: as for `stimuli.gratings`.
-        asked: as for `Mouse.predict`: neurons, unit_ids, behavior and pupil_center in model units, timeout, progress.
+        asked: as for `Mouse.predict`; behavior and pupil_center say their `condition_space` where it matters.
     """
     axes = {
-        "orientation": np.asarray(orientations, np.float64),
-        "spatial_frequency": np.asarray(spatial_frequencies, np.float64),
-        "phase": np.asarray(phases, np.float64),
+        "orientation": from_nested(orientations, "orientations").astype(np.float64),
+        "spatial_frequency": from_nested(spatial_frequencies, "spatial_frequencies").astype(np.float64),
+        "phase": from_nested(phases, "phases").astype(np.float64),
     }
     angle, frequency, phase = (values.ravel() for values in np.meshgrid(*axes.values(), indexing="ij"))
     stimuli = gratings(mouse.summary.native_size, angle, frequency, phase, contrast, center, diameter)
-    responses = np.asarray(mouse.predict(stimuli, **asked, space="model"))
+    responses = np.asarray(mouse.predict(stimuli, **in_model_space(mouse.info, asked)))
     neurons = neuron_axis(mouse, asked)
     shape = [len(values) for values in axes.values()]
     return GratingTuning(responses.reshape(*shape, len(neurons)), {**axes, "neuron": neurons}, mouse.summary)

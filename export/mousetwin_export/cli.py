@@ -86,7 +86,7 @@ def _run_export(args: argparse.Namespace) -> int:
         if args.statistics is not None:
             contract = replace(contract, statistics=statistics.read_statistics(args.statistics))
         if args.dataset is not None:
-            facts = dataset.read_dataset(args.dataset, checkpoint.neurons(mouse))
+            facts = dataset.read_dataset(args.dataset, checkpoint.neurons(mouse), mouse)
             contract = replace(
                 contract,
                 statistics=statistics.merge(contract.statistics, facts.statistics),

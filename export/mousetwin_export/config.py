@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .errors import ExportError
+from .yaml_file import named, read_yaml, shown
 
 MODEL_FN = "stacked_core_full_gauss_readout"
+
+# No layer, channel or kernel of a model of this family counts so far; a slip of the hand does.
+_MOST = 4096
 
 # Arguments of the starter kit's function that matter only in training.
 _TRAINING_ONLY = frozenset(
@@ -107,23 +110,13 @@ def read_config(path: Path) -> ModelConfig:
     if not isinstance(document, dict) or not {"model_fn", "model_config"} <= set(document):
         raise ExportError(f"{path}: expected the keys model_fn and model_config")
     if unknown := sorted(set(map(str, document)) - {"model_fn", "model_config"}):
-        raise ExportError(f"{path}: {unknown[0]} is not known, expected model_fn and model_config")
+        raise ExportError(f"{path}: {named(unknown[0])} is not known, expected model_fn and model_config")
     if str(document["model_fn"]).rpartition(".")[2] != MODEL_FN:
-        raise ExportError(f"{path}: model_fn is {document['model_fn']!r}, expected sensorium.models.{MODEL_FN}")
+        raise ExportError(f"{path}: model_fn is {shown(document['model_fn'])}, expected sensorium.models.{MODEL_FN}")
     try:
         return parse_config(document["model_config"])
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from None
-
-
-def read_yaml(path: Path) -> Any:
-    """The document in a YAML file; ExportError where there is none."""
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def parse_config(values: Any) -> ModelConfig:
@@ -140,7 +133,7 @@ def parse_config(values: Any) -> ModelConfig:
         if key in _TRAINING_ONLY:
             continue
         if key not in known:
-            raise ExportError(f"model_config.{key} is not known")
+            raise ExportError(f"model_config.{named(key)} is not known")
         found[key] = _READERS.get(key, _like_default)(f"model_config.{key}", value, known[key])
     config = ModelConfig(**found)
     _check(config)
@@ -150,7 +143,7 @@ def parse_config(values: Any) -> ModelConfig:
 def _check(config: ModelConfig) -> None:
     def require(ok: bool, key: str, expected: str) -> None:
         if not ok:
-            raise ExportError(f"model_config.{key}: {getattr(config, key)!r}, expected {expected}")
+            raise ExportError(f"model_config.{key}: {shown(getattr(config, key))}, expected {expected}")
 
     for key in (
         "hidden_channels",
@@ -160,20 +153,25 @@ def _check(config: ModelConfig) -> None:
         "shift_layers",
         "hidden_channels_shifter",
     ):
-        require(getattr(config, key) >= 1, key, "at least 1")
-    require(config.skip >= 0, "skip", "at least 0")
-    require(config.hidden_padding is None or config.hidden_padding >= 0, "hidden_padding", "at least 0")
+        require(1 <= getattr(config, key) <= _MOST, key, f"1 to {_MOST}")
+    require(0 <= config.skip <= _MOST, "skip", f"0 to {_MOST}")
+    require(config.hidden_padding is None or 0 <= config.hidden_padding <= _MOST, "hidden_padding", f"0 to {_MOST}")
+    require(math.isfinite(config.elu_offset), "elu_offset", "a finite number")
     require(not config.attention_conv, "attention_conv", "false: attention cores cannot be exported")
     require(config.gauss_type in ("full", "uncorrelated", "isotropic"), "gauss_type", "full, uncorrelated or isotropic")
     require(config.shifter_type in ("MLP", "StaticAffine"), "shifter_type", "MLP or StaticAffine")
     require(config.input_channels_shifter == 2, "input_channels_shifter", "2: a pupil center and no trial index")
     kernels = config.hidden_kerns
-    require(len(kernels) == config.layers - 1 and min(kernels, default=1) >= 1, "hidden_kern", "one per hidden layer")
+    require(
+        len(kernels) == config.layers - 1 and all(1 <= size <= _MOST for size in kernels),
+        "hidden_kern",
+        f"one per hidden layer, each 1 to {_MOST}",
+    )
     predictor = config.grid_mean_predictor
     for key, least in (("input_dimensions", 1), ("hidden_layers", 0), ("hidden_features", 1)):
-        if predictor is not None and getattr(predictor, key) < least:
+        if predictor is not None and not least <= getattr(predictor, key) <= _MOST:
             raise ExportError(
-                f"model_config.grid_mean_predictor.{key}: {getattr(predictor, key)}, expected at least {least}"
+                f"model_config.grid_mean_predictor.{key}: {shown(getattr(predictor, key))}, expected {least} to {_MOST}"
             )
     if isinstance(config.stack, tuple):
         require(all(-config.layers <= n < config.layers for n in config.stack), "stack", "layers that there are")
@@ -182,10 +180,10 @@ def _check(config: ModelConfig) -> None:
 
 def _like_default(key: str, value: Any, default: Any) -> Any:
     kind = type(default)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     if type(value) is not kind:
-        raise ExportError(f"{key}: {value!r}, expected {_KINDS[kind]}")
+        raise ExportError(f"{key}: {shown(value)}, expected {_KINDS[kind]}")
     return value
 
 
@@ -214,16 +212,16 @@ def _grid_predictor(key: str, value: Any, default: Any) -> GridPredictorConfig |
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise ExportError(f"{key}: {value!r}, expected a mapping")
+        raise ExportError(f"{key}: {shown(value)}, expected a mapping")
     if value.get("type", "cortex") != "cortex":
-        raise ExportError(f"{key}.type: {value['type']!r}, expected cortex")
+        raise ExportError(f"{key}.type: {shown(value['type'])}, expected cortex")
     known = {field.name: field.default for field in fields(GridPredictorConfig)}
     found = {}
     for name, entry in value.items():
         if name == "type":
             continue
         if name not in known:
-            raise ExportError(f"{key}.{name} is not known")
+            raise ExportError(f"{key}.{named(name)} is not known")
         found[name] = _like_default(f"{key}.{name}", entry, known[name])
     return GridPredictorConfig(**found)
 

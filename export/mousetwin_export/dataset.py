@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mousetwin.dataset import Dataset
 from mousetwin.errors import MousetwinError
+from mousetwin.fits import is_other_mouse
 from mousetwin_serve import bundle
 
 from .errors import ExportError
@@ -22,20 +23,24 @@ class DatasetFacts:
     cell_motor_coordinates: tuple[tuple[float, float, float], ...] | None
 
 
-def read_dataset(path: Path, neurons: int) -> DatasetFacts:
+def read_dataset(path: Path, neurons: int, mouse: str = "") -> DatasetFacts:
     """The facts in a data set's folder or zip.
 
     Args:
         path: as `Dataset.open` takes it.
         neurons: how many the checkpoint has.
+        mouse: what the checkpoint calls it.
 
     Raises:
-        ExportError: no such data set, a damaged or misshapen file, or one for another number of neurons; the message
-            names the file.
+        ExportError: no such data set, a damaged or misshapen file, or one of another mouse or another number of
+            neurons; the message names the file.
     """
     try:
         with Dataset.open(path) as dataset:
             facts = _facts(dataset, path, neurons)
+            # A checkpoint knows no unit ids: which mouse it is of is all that it tells.
+            if is_other_mouse(dataset.data_key, mouse):
+                raise ExportError(f"{path}: meta/neurons: of the mouse {dataset.data_key}, expected {mouse}")
     except ExportError:
         raise
     except MousetwinError as error:

@@ -8,8 +8,8 @@ from typing import Any
 
 from mousetwin_serve import bundle
 
-from .config import read_yaml
 from .errors import ExportError
+from .yaml_file import named, read_yaml, shown
 
 VARIABLES = ("images", "behavior", "pupil_center", "responses")
 
@@ -28,8 +28,8 @@ def read_statistics(path: Path) -> bundle.Statistics:
     found: dict[str, bundle.Moments] = {}
     for variable, moments in document.items():
         if variable not in VARIABLES:
-            raise ExportError(f"{path}: {variable} is not known, expected some of {', '.join(VARIABLES)}")
-        if not isinstance(moments, dict) or not set(moments) <= {"mean", "std"}:
+            raise ExportError(f"{path}: {named(variable)} is not known, expected some of {', '.join(VARIABLES)}")
+        if not isinstance(moments, dict) or not moments or not set(moments) <= {"mean", "std"}:
             raise ExportError(f"{path}: {variable}: expected the keys mean and std")
         values = {kind: _numbers(path, f"{variable}.{kind}", value) for kind, value in moments.items()}
         if min(values.get("std", (1.0,))) <= 0:
@@ -47,6 +47,10 @@ def merge(first: bundle.Statistics, second: bundle.Statistics) -> bundle.Statist
 
 def _numbers(path: Path, key: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [value]
-    if not values or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise ExportError(f"{path}: {key}: {value!r}, expected a number or a list of numbers")
-    return tuple(float(v) for v in values)
+    try:
+        if values and all(type(v) in (int, float) and math.isfinite(v) for v in values):
+            return tuple(float(v) for v in values)
+    except OverflowError:
+        # A whole number that float has none for.
+        pass
+    raise ExportError(f"{path}: {key}: {shown(value)}, expected a number or a list of numbers")

@@ -252,7 +252,9 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     if manifest.version:
         candidates = [check_name("version", manifest.version)]
     else:
-        existing = sorted(int(p.name) for p in home.iterdir() if p.name.isdigit()) if home.is_dir() else []
+        existing = (
+            sorted(int(p.name) for p in home.iterdir() if re.fullmatch("[0-9]+", p.name)) if home.is_dir() else []
+        )
         candidates = [str(n) for n in existing] + [str(existing[-1] + 1 if existing else 1)]
     for version in candidates:
         folder = home / version

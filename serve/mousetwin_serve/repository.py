@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mousetwin.errors import InvalidArgument, NotFound
 from mousetwin.query import Prediction, TwinRef, stand_in_warning
+from mousetwin.sources import by_number, is_skipped
 
 from . import bundle
 from .device import Device
@@ -34,7 +35,7 @@ class Repository:
         self.twins = {(t.identity.mouse, t.identity.model, t.identity.version): t for t in twins}
         self.refused = dict(refused or {})
         for (mouse, model, version), twin in self.twins.items():
-            newer = [v for m, n, v in self.refused if (m, n) == (mouse, model) and _order(v) > _order(version)]
+            newer = [v for m, n, v in self.refused if (m, n) == (mouse, model) and by_number(v) > by_number(version)]
             twin.stands_in_for(tuple(newer))
 
     @classmethod
@@ -74,7 +75,7 @@ def folders(models: Path) -> list[Path]:
     if not models.is_dir():
         raise NotFound(f"{models}: no such folder of exported twins", field="models")
     found = sorted(models.glob("*/*/*"), key=_by_version)
-    return [folder for folder in found if folder.is_dir() and not folder.name.startswith(".")]
+    return [folder for folder in found if folder.is_dir() and not any(map(is_skipped, folder.parts[-3:]))]
 
 
 def resolve(twins: Iterable[Key], ref: TwinRef, refused: Iterable[Key] = ()) -> Key:
@@ -124,18 +125,14 @@ def located(error: bundle.BundleError, folder: Path) -> str:
     return message if str(folder) in message else f"{folder}/{message}"
 
 
-def _by_version(folder: Path) -> tuple[str, str, list[tuple[int, str]]]:
+def _by_version(folder: Path) -> tuple[str, str, Any]:
     mouse, model, version = _key(folder)
-    return (mouse, model, _order(version))
+    # Numbers count as numbers, so that version 10 is newer than 9.
+    return (mouse, model, by_number(version))
 
 
 def _key(folder: Path) -> Key:
     return (folder.parent.parent.name, folder.parent.name, folder.name)
-
-
-def _order(version: str) -> list[tuple[int, str]]:
-    # Numbers count as numbers, so that version 10 is newer than 9.
-    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(re.split("([0-9]+)", version))]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -278,6 +278,7 @@ SAME: dict[str, tuple[Callable[[], None], list[str]]] = {
     "a folder that is a zarr by name": (nothing, ["pictures.zarr", "--out", "pictures.zarr"]),
     "a folder with the input in it": (nothing, ["pictures.zarr/1.npy", "--out", "pictures.zarr"]),
     "one of a folder's images": (nothing, ["folder", "--out", "folder/1.npy"]),
+    "an image in a folder inside": (lambda: Path("folder/inside").mkdir(), ["folder", "--out", "folder/inside/r.npy"]),
     "one more of a folder's images": (nothing, ["folder", "--out", "folder/R.NPY"]),
     "beside a folder's images, as if they were more": (nothing, ["folder", "--out", "folder/r.npz"]),
     "in the folder that is here": (nothing, [".", "--out", "r.npy"]),
@@ -329,7 +330,7 @@ def test_beside_what_is_read_is_allowed(run: Run, tmp_path: Path) -> None:
     recording = record(tmp_path / "set", FULL)
     for images, out, count in [
         ("folder", "folder/r.csv", 3),
-        ("folder", "folder/results/r.npy", 3),
+        ("folder", "folder/results/r.csv", 3),
         ("set", "set/r.npy", len(recording.images)),
     ]:
         for _ in range(2):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from mousetwin_export.errors import ExportError
 from mousetwin_export.family import Core, PointReadout, Shifter
 
 MOUSE = "12345-6-7"
+MODEL_FN = "model_fn: stacked_core_full_gauss_readout\n"
 CONFIG: dict[str, Any] = {
     "stack": -1,
     "layers": 2,
@@ -30,6 +33,8 @@ CONFIG: dict[str, Any] = {
     "shifter": True,
 }
 NEURONS = 9
+# Each line is nine times the one before.
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
 
 
 def weights() -> dict[str, Any]:
@@ -161,11 +166,84 @@ def test_configs_that_do_not_fit(name: str, export: Exporter, capsys: pytest.Cap
         ("a: [", "not YAML"),
         ("model_fn: stacked_core_full_gauss_readout\nmodel_config: 3", "model_config"),
         ("model_fn: stacked_core_full_gauss_readout\nmodel_config: {}\nseed: 4", "seed"),
+        (f"{MODEL_FN}model_config: {{layers: 2, layers: 3}}", "layers twice in a mapping"),
+        (f"{MODEL_FN}{MODEL_FN}model_config: {{}}", "model_fn twice in a mapping"),
+        (f"{MODEL_FN}model_config: &a {{}}\nseed: *a", "an alias"),
+        (
+            f"{MODEL_FN}model_config: {{layers: 1000000000000}}",
+            "layers: 1000000000000, expected 1 to 4096",
+        ),
+        (f"{MODEL_FN}model_config: {{elu_offset: .inf}}", "model_config.elu_offset: inf, expected a finite number"),
+        (f"{MODEL_FN}model_config: {{skip: 0x{'f' * 6000}}}", "model_config.skip: int too long to show"),
+        (f"{MODEL_FN}model_config: {{{'x' * 200}: 1}}", f"model_config.{'x' * 80}… is not known"),
+        ("[" * 20_000, "nested too deeply"),
+        ("a: 2024-99-99", "not YAML: month must be in 1..12"),
+        (f"a: {'9' * 6000}", "not YAML: Exceeds the limit"),
+        ("a: 1\n---\nb: 2", "not YAML: expected a single document"),
+        ("!!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
+        ("\t\0", "not YAML"),
+        ("# " + "x" * (5 << 20), "longer than 4 MiB"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_files_that_are_no_config(text: str, word: str, export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(weights(), text) == 1
     assert word in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (b"images: {mean: 1, std: 2}\nimages: {mean: 1, std: 3}", "images twice in a mapping"),
+        (b"images: {mean: 1, mean: 2}", "mean twice in a mapping"),
+        (b"images: &a {mean: 1}\nbehavior: *a", "an alias"),
+        (b"images: {mean: 1, std: 0}", "images.std: expected positive numbers"),
+        (b"behavior: {std: [1, -1]}", "behavior.std: expected positive numbers"),
+        (b"images: {mean: .nan, std: 1}", "images.mean: nan, expected a number or a list of numbers"),
+        (b"images: {mean: 1, std: .inf}", "images.std: inf"),
+        (b"images: {mean: 1" + b"0" * 400 + b"}", "images.mean: 1000"),
+        (b"images: {mean: true}", "images.mean: True"),
+        (b"images: {mean: '1'}", "images.mean: '1'"),
+        (b"images: {mean: []}", "images.mean: []"),
+        (b"images: {}", "images: expected the keys mean and std"),
+        (b"images: {median: 1}", "images: expected the keys mean and std"),
+        (b"image: {mean: 1}", "image is not known"),
+        (b"- 1", "expected some of the keys images"),
+        (b"", "expected some of the keys images"),
+        (b"\x80\x02}q\0.", "not YAML"),
+        (b"im\xe9ges: 1", "not YAML"),
+        (LAUGHS.encode(), "an alias"),
+    ],
+    ids=lambda value: str(value[:40]),
+)
+def test_files_that_are_no_statistics(
+    text: bytes, word: str, export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "statistics.yaml"
+    path.write_bytes(text)
+    assert export(weights(), CONFIG, "--statistics", str(path)) == 1
+    line = one_line(capsys)
+    assert f"{path}: " in line
+    assert word in line
+    assert len(line) < 600
+
+
+def test_yaml_that_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name, word in (("pipe.yaml", "a pipe, expected a file"), (".", "a folder, expected a file"), ("no", "No such")):
+        path = tmp_path / name
+        command = ["export", "none.pth", "--config", str(path), "--mouse", "a", "--out", str(tmp_path / "models")]
+        assert main(command) == 1
+        assert f"{path}: {word}" in one_line(capsys)
+
+
+def test_a_data_set_of_another_mouse(export: Exporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("animal_ids", 12345), ("sessions", 6), ("scan_idx", 8)):
+        path = tmp_path / f"set/meta/neurons/{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full(NEURONS, value))
+    assert export(weights(), CONFIG, "--dataset", str(tmp_path / "set")) == 1
+    assert f"meta/neurons: of the mouse 12345-6-8, expected {MOUSE}" in one_line(capsys)
 
 
 def test_a_mouse_that_is_not_in_it(export: Exporter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from bundles import BARE, FULL, IMAGE_ONLY, TinyTwin
 from mousetwin.errors import InvalidArgument, NotFound
 from mousetwin.query import TwinRef
-from mousetwin_serve import bundle
+from mousetwin_serve import bundle, repository
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import choose
 from mousetwin_serve.engine import Engine
@@ -264,3 +265,24 @@ def test_the_demo_mouse_is_small_honest_and_whole() -> None:
     assert (len(manifest.inputs.behavior), len(manifest.inputs.pupil_center)) == (3, 2)
     assert manifest.truth
     assert not Repository.load(DEMO_MODELS, CPU).refused
+
+
+def test_folders_that_a_system_made_hold_no_twins(tmp_path: Path) -> None:
+    """As Kubernetes, macOS and Jupyter leave them, at every level."""
+    wanted = [TinyTwin(version=version).write(tmp_path / "models") for version in ("9", "10")]
+    for name in ("..2024/full/linear", ".ipynb_checkpoints/full/linear", "__MACOSX/full/linear"):
+        shutil.copytree(wanted[0], tmp_path / "models" / name / "1")
+    (tmp_path / "models/..data").symlink_to("..2024")
+    for name in ("full/.trash/1", "full/linear/.2"):
+        shutil.copytree(wanted[0], tmp_path / "models" / name)
+    assert repository.folders(tmp_path / "models") == wanted
+
+
+def test_versions_in_one_order(tmp_path: Path) -> None:
+    names = ["01", "1", "1²2", "2", "10", "²", "٣", "a"]
+    for name in reversed(names):
+        (tmp_path / "mouse/model" / name).mkdir(parents=True)
+    found = [folder.name for folder in repository.folders(tmp_path)]
+    assert found == ["01", "1", "1²2", "2", "10", "a", "²", "٣"]
+    # What is written next counts only numbers as numbers.
+    assert TinyTwin("mouse", "model", version="").write(tmp_path).name == "11"

@@ -81,7 +81,8 @@ def _is_read_from(folder: Path, path: Path) -> bool:
     for top in sets:
         if top in path.parents and path.relative_to(top).parts[0] in _RECORDED:
             return True
-    if folder not in sets and len(parts) == 1 and path.suffix.lower() in _IMAGES:
+    # Images in a folder inside are looked for too, since they would be missed in the answer.
+    if folder not in sets and 1 <= len(parts) <= 2 and path.suffix.lower() in _IMAGES:
         return True
     if (there := _status(path)) is None:
         return False

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,8 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int6
 _NAMES = {np.dtype(name): name for name in DTYPES}
 _LITTLE_ENDIAN = {name: dtype.newbyteorder("<") for dtype, name in _NAMES.items()}
 _MAX_HEADER = 10_000
+# So many bytes of a `.npy` file hold its header.
+NPY_HEAD = _MAX_HEADER + 16
 
 
 def to_proto(array: ArrayLike) -> pb.Array:
@@ -70,18 +73,50 @@ def npy_header(shape: tuple[int, ...], dtype: Any) -> bytes:
     return stream.getvalue()
 
 
-def read_npy(data: bytes, field: str) -> NDArray[Any]:
-    """The array in the bytes of a `.npy` file.
+@dataclass(frozen=True)
+class NpyLayout:
+    """What the header of a `.npy` file says. begin: where its numbers begin. nbytes: how long they are."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+    begin: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def npy_layout(head: bytes | memoryview, size: int | None, field: str, *, words: bool = False) -> NpyLayout:
+    """What the header of a `.npy` file says, where it is one that is taken.
+
+    Args:
+        head: the file's beginning: `NPY_HEAD` bytes, or all of a shorter one.
+        size: the whole file's length; None where that is not known.
+        field: what an error names.
+        words: whether an array may hold words (U, S) instead of numbers.
+
+    Raises:
+        InvalidArgument: not a `.npy` file, shorter or longer than its header says, or of anything but plain numbers.
+    """
+    stream = io.BytesIO(head)
+    shape, fortran_order, dtype = _read_header(stream, field, words)
+    begin = stream.tell()
+    claimed = math.prod(shape) * dtype.itemsize if all(type(n) is int and n >= 0 for n in shape) else 0
+    _check_shape(shape, dtype, claimed if size is None else size - begin, field)
+    return NpyLayout(shape, fortran_order, dtype, begin)
+
+
+def read_npy(data: bytes, field: str, *, words: bool = False) -> NDArray[Any]:
+    """The array in the bytes of a `.npy` file. words: as in `npy_layout`.
 
     Raises:
         InvalidArgument: not a `.npy` file, truncated or with bytes left over, or of anything but plain numbers.
     """
-    stream = io.BytesIO(data)
-    shape, fortran_order, dtype = _read_header(stream, field)
-    body = memoryview(data)[stream.tell() :]
-    _check_shape(shape, dtype, len(body), field)
-    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")
-    return values.astype(dtype.newbyteorder("="), copy=False)
+    layout = npy_layout(memoryview(data)[:NPY_HEAD], len(data), field, words=words)
+    values = np.frombuffer(memoryview(data)[layout.begin :], layout.dtype)
+    values = values.reshape(layout.shape, order="F" if layout.fortran_order else "C")
+    return values.astype(layout.dtype.newbyteorder("="), copy=False)
 
 
 class NpyRows:
@@ -171,7 +206,7 @@ def _header_size(data: bytearray) -> int:
     return begun + width + int.from_bytes(data[begun : begun + width], "little")
 
 
-def _read_header(stream: io.BytesIO, field: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _read_header(stream: io.BytesIO, field: str, words: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         with warnings.catch_warnings():
             # numpy warns of odd but readable headers; the array is judged by what it turns out to be.
@@ -181,7 +216,8 @@ def _read_header(stream: io.BytesIO, field: str) -> tuple[tuple[int, ...], bool,
             shape, fortran_order, dtype = readers[version](stream, max_header_size=_MAX_HEADER)
     except Exception as error:
         raise InvalidArgument(f"{field}: not a .npy file of version 1 or 2, or a damaged one", field=field) from error
-    _check_dtype(dtype, field)
+    if not (words and dtype.kind in "US" and dtype.itemsize and dtype.subdtype is None):
+        _check_dtype(dtype, field)
     return shape, fortran_order, dtype
 
 

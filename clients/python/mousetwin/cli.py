@@ -8,6 +8,7 @@ missing).
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -29,6 +30,10 @@ from .twins import connect
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; errors are one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files may hold what the terminal's encoding, or any, cannot tell.
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog="mousetwin", description="Digital twins of mouse visual cortex.")
     parser.add_argument("--version", action="version", version=f"mousetwin {version('mousetwin')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = args.run(args)
     except MousetwinError as error:
         request = f" (request {error.request_id})" if error.request_id else ""
-        print(f"mousetwin: {error}{request}", file=sys.stderr)
+        print(_one_line(f"mousetwin: {error}{request}"), file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         extra = getattr(args, "extra", None)
@@ -60,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{clear}mousetwin: {str(error) or 'interrupted'}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return status
+
+
+def _one_line(text: str) -> str:
+    """Line ends and the like, as a file's name may hold them, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -11,58 +11,64 @@ InvalidArgument (NotFound where there is no data set) that names the file.
 
 from __future__ import annotations
 
-import io
-import zipfile
+import re
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import read_npy
-from .errors import InvalidArgument, NotFound
+from .dataset_files import Files, open_files, wrong
+from .errors import InvalidArgument
+from .sources import Stamp
 
 VARIABLES = ("images", "responses", "behavior", "pupil_center")
 # The training loader floors each neuron's std at this share of their mean, so that silent neurons do not blow up
 # (neuralpredictors, `NeuroNormalizer`).
 _STD_FLOOR = 0.01
+_OF_NEURONS = ("animal_ids", "sessions", "scan_idx", "unit_ids", "cell_motor_coordinates")
+_OF_TRIALS = ("tiers", "frame_image_id", "trial_idx")
 
 
 class Dataset:
-    """One mouse's recording. A context manager."""
+    """One mouse's recording. A context manager.
 
-    def __init__(self, path: Path, files: _Files) -> None:
-        self._path = path
+    Attributes:
+        path: its folder or zip, as it was named.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.path = path
         self._files = files
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """The data set in a folder that holds `meta`, or in a zip of it (at its top or in one folder)."""
+        """The data set in a folder or in a zip: where `meta` is, at its top or in one folder inside.
+
+        Raises:
+            NotFound: there is nothing, or it cannot be read.
+            InvalidArgument: no data set, or several, which the message names.
+        """
         path = Path(path)
-        if path.is_dir():
-            return cls(path, _Folder(path))
-        try:
-            archive = zipfile.ZipFile(path)
-        except OSError as error:
-            raise NotFound(f"{path}: {error.strerror or error}", field="dataset") from None
-        except zipfile.BadZipFile:
-            raise _wrong(path, "", "neither a data set's folder nor its zip") from None
-        try:
-            return cls(path, _Zip(path, archive))
-        except BaseException:
-            archive.close()
-            raise
+        return cls(path, open_files(path))
 
     @cached_property
     def data_key(self) -> str | None:
         """animal-session-scan; None where the data set does not tell."""
-        parts = [self.array(f"meta/neurons/{name}.npy") for name in ("animal_ids", "sessions", "scan_idx")]
-        if any(part is None or not part.size for part in parts):
-            return None
-        return "-".join(str(part.flat[0]) for part in parts if part is not None)
+        parts = []
+        for name in (f"meta/neurons/{name}.npy" for name in ("animal_ids", "sessions", "scan_idx")):
+            values = self.array(name)
+            if values is None or not values.size:
+                return None
+            if (values != values.flat[0]).any():
+                raise wrong(self.path, name, "neurons of several recordings, expected those of one")
+            parts.append(values.flat[0])
+        return "-".join(str(part) for part in parts)
 
     @cached_property
     def unit_ids(self) -> NDArray[np.int64] | None:
@@ -72,9 +78,10 @@ class Dataset:
         if values is None:
             return None
         if values.ndim != 1 or values.dtype.kind not in "uif":
-            raise _wrong(self._path, name, f"{values.dtype} {values.shape}, expected a number a neuron")
-        if not (np.isfinite(values) & (values == np.round(values))).all():
-            raise _wrong(self._path, name, "expected whole numbers")
+            raise wrong(self.path, name, f"{values.dtype} {values.shape}, expected a number a neuron")
+        # Of larger ones float64 does not hold every whole number.
+        if not (np.isfinite(values) & (values == np.round(values)) & (abs(values.astype(float)) < 2**53)).all():
+            raise wrong(self.path, name, "expected whole numbers")
         return values.astype(np.int64)
 
     @cached_property
@@ -85,9 +92,9 @@ class Dataset:
         if values is None:
             return None
         if values.ndim != 2 or values.shape[1] != 3:
-            raise _wrong(self._path, name, f"shape {values.shape}, expected (neurons, 3)")
+            raise wrong(self.path, name, f"shape {values.shape}, expected (neurons, 3)")
         if values.dtype.kind not in "uif" or not np.isfinite(values).all():
-            raise _wrong(self._path, name, "expected finite numbers")
+            raise wrong(self.path, name, "expected finite numbers")
         return values.astype(np.float64)
 
     def statistic(self, variable: str, kind: str) -> NDArray[np.float64] | None:
@@ -100,12 +107,16 @@ class Dataset:
         if values is None:
             return None
         if values.dtype.kind not in "uif" or not values.size:
-            raise _wrong(self._path, name, "holds no numbers" if values.size else "holds no values")
+            raise wrong(self.path, name, "holds no numbers" if values.size else "holds no values")
         values = values.astype(np.float64).reshape(-1)
         if not np.isfinite(values).all() or (kind == "std" and values.min() < 0):
-            raise _wrong(self._path, name, "expected finite numbers, for a std none below 0")
+            raise wrong(self.path, name, "expected finite numbers, for a std none below 0")
         if variable == "responses" and kind == "std":
-            values = np.maximum(values, _STD_FLOOR * values.mean())
+            with np.errstate(over="ignore"):
+                floor = _STD_FLOOR * values.mean()
+            if not np.isfinite(floor):
+                raise wrong(self.path, name, "too large to be averaged")
+            values = np.maximum(values, floor)
         return values
 
     @cached_property
@@ -113,9 +124,12 @@ class Dataset:
         """(T,): train, validation, test, …"""
         name = "meta/trials/tiers.npy"
         values = self._needed(name)
-        if values.ndim != 1 or values.dtype.kind not in "US":
-            raise _wrong(self._path, name, f"{values.dtype} {values.shape}, expected a word a trial")
-        return values.astype(np.str_)
+        if values.ndim != 1 or values.dtype.kind != "U":
+            raise wrong(self.path, name, f"{values.dtype} {values.shape}, expected a word a trial")
+        if not values.size:
+            raise wrong(self.path, name, "no trials")
+        words: NDArray[np.str_] = values
+        return words
 
     @property
     def trials(self) -> int:
@@ -135,16 +149,14 @@ class Dataset:
     @cached_property
     def variables(self) -> tuple[str, ...]:
         """Which of images, responses, behavior and pupil_center there are files of."""
-        return tuple(variable for variable in VARIABLES if self._files.has_folder(f"data/{variable}"))
+        return tuple(variable for variable in VARIABLES if self._files.names(f"data/{variable}") is not None)
 
     def trials_of(self, tier: str) -> NDArray[np.intp]:
         """The trials of a tier, as `batches` takes them, in their order."""
         found = np.flatnonzero(self.tiers == tier)
         if not found.size:
             there = ", ".join(sorted(set(self.tiers.tolist())))
-            raise InvalidArgument(
-                f"tier: {self._path} has no trials of {tier!r}, expected one of {there}", field="tier"
-            )
+            raise InvalidArgument(f"tier: {self.path} has no trials of {tier!r}, expected one of {there}", field="tier")
         return found
 
     def batches(self, variable: str, trials: NDArray[np.intp], size: int) -> Iterator[NDArray[Any]]:
@@ -155,6 +167,11 @@ class Dataset:
             trials: by number.
             size: rows in a batch at the most.
         """
+        beyond = [number for number in self._numbers(variable) if number >= self.trials]
+        if beyond:
+            raise wrong(
+                self.path, f"data/{variable}/{beyond[0]}.npy", f"meta/trials/tiers.npy has {self.trials} trials"
+            )
         first: tuple[str, NDArray[Any]] | None = None
         for start in range(0, len(trials), size):
             rows = []
@@ -162,7 +179,7 @@ class Dataset:
                 name = f"data/{variable}/{trial}.npy"
                 values = self._needed(name)
                 if values.dtype.kind not in "uif" or not np.isfinite(values).all():
-                    raise _wrong(self._path, name, "expected finite numbers")
+                    raise wrong(self.path, name, "expected finite numbers")
                 values = values.squeeze() if variable == "images" else values.reshape(-1)
                 first = (name, values) if first is None else first
                 self._check_row(name, variable, values, *first)
@@ -175,16 +192,27 @@ class Dataset:
         if data is None:
             return None
         try:
-            return read_npy(data, name)
+            values = read_npy(data, name, words=True)
         except InvalidArgument as error:
-            # Words are arrays of another kind.
+            raise InvalidArgument(f"{self.path}: {error}", field="dataset") from None
+        if values.dtype.kind in "US":
             try:
-                values = np.load(io.BytesIO(data), allow_pickle=False)
-            except (ValueError, EOFError, OSError):
-                values = None
-            if not isinstance(values, np.ndarray) or values.dtype.kind not in "US":
-                raise InvalidArgument(f"{self._path}: {error}", field="dataset") from None
-            return values
+                values = values.astype(np.str_)
+            except ValueError:
+                # Bytes that are no ASCII.
+                raise wrong(self.path, name, "expected words") from None
+            # Numbers that are no characters: numpy itself fails where it shows them.
+            if (np.ascontiguousarray(values).reshape(-1).view(np.uint32) > sys.maxunicode).any():
+                raise wrong(self.path, name, "expected words")
+        return values
+
+    def stamps(self, variables: tuple[str, ...], trials: NDArray[np.intp]) -> dict[str, Stamp]:
+        """What says that what was recorded in some trials, and what is known of them, is the same as another time."""
+        names = [f"meta/neurons/{name}.npy" for name in _OF_NEURONS]
+        names += [f"meta/trials/{name}.npy" for name in _OF_TRIALS]
+        names += [f"meta/statistics/{name}/all/{kind}.npy" for name in VARIABLES for kind in ("mean", "std")]
+        names += [f"data/{name}/{trial}.npy" for name in variables for trial in trials.tolist()]
+        return self._files.stamps(names)
 
     def close(self) -> None:
         self._files.close()
@@ -197,85 +225,29 @@ class Dataset:
     ) -> None:
         self.close()
 
+    def _numbers(self, variable: str) -> list[int]:
+        """The trials that there are files of."""
+        found = (re.fullmatch(r"(0|[1-9][0-9]*)\.npy", name) for name in self._files.names(f"data/{variable}") or ())
+        return [int(match[1]) for match in found if match]
+
     def _needed(self, name: str) -> NDArray[Any]:
         values = self.array(name)
         if values is None:
-            raise _wrong(self._path, name, "missing")
+            raise wrong(self.path, name, "missing")
         return values
 
     def _a_trial(self, name: str) -> NDArray[Any]:
         values = self._needed(name)
         if values.shape != self.tiers.shape:
-            raise _wrong(self._path, name, f"shape {values.shape}, meta/trials/tiers.npy has {self.tiers.shape}")
+            raise wrong(self.path, name, f"shape {values.shape}, meta/trials/tiers.npy has {self.tiers.shape}")
         return values
 
     def _check_row(self, name: str, variable: str, values: NDArray[Any], first: str, expected: NDArray[Any]) -> None:
         if variable == "images" and values.ndim != 2:
-            raise _wrong(self._path, name, f"shape {values.shape}, expected one image (1, H, W)")
+            raise wrong(self.path, name, f"shape {values.shape}, expected one image (1, H, W)")
         if variable == "responses" and self.unit_ids is not None and values.shape != self.unit_ids.shape:
-            raise _wrong(
-                self._path, name, f"{values.size} responses, meta/neurons/unit_ids.npy has {self.unit_ids.size} neurons"
+            raise wrong(
+                self.path, name, f"{values.size} responses, meta/neurons/unit_ids.npy has {self.unit_ids.size} neurons"
             )
         if values.shape != expected.shape:
-            raise _wrong(self._path, name, f"shape {values.shape}, {first} has {expected.shape}")
-
-
-class _Files(Protocol):
-    def read(self, name: str) -> bytes | None: ...
-
-    def has_folder(self, name: str) -> bool: ...
-
-    def close(self) -> None: ...
-
-
-class _Folder:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self._path / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _wrong(self._path, name, error.strerror or str(error)) from None
-
-    def has_folder(self, name: str) -> bool:
-        return (self._path / name).is_dir()
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _Zip:
-    """A zip, read in place."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self._path = path
-        self._archive = archive
-        names = archive.namelist()
-        # What macOS adds to a zip has the same names in a folder of its own.
-        tops = {n[: n.index("meta/")] for n in names if "meta/" in n and not n.startswith("__MACOSX")}
-        if not tops:
-            raise _wrong(path, "", "not a SENSORIUM data set: no folder meta in it")
-        self._top = min(tops, key=len)
-        self._names = frozenset(names)
-
-    def read(self, name: str) -> bytes | None:
-        member = self._top + name
-        if member not in self._names:
-            return None
-        try:
-            return self._archive.read(member)
-        except Exception as error:  # zipfile and what it decompresses with raise of every kind
-            raise _wrong(self._path, member, str(error) or "damaged") from None
-
-    def has_folder(self, name: str) -> bool:
-        return any(n.startswith(f"{self._top}{name}/") for n in self._names)
-
-    def close(self) -> None:
-        self._archive.close()
-
-
-def _wrong(path: Path, name: str, what: str) -> InvalidArgument:
-    return InvalidArgument(f"{path}: {name}: {what}" if name else f"{path}: {what}", field="dataset")
+            raise wrong(self.path, name, f"shape {values.shape}, {first} has {expected.shape}")

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
-from .arrays import NpyRows, open_npz
+from .arrays import NPY_HEAD, NpyRows, npy_layout, open_npz, read_npy
 from .dataset import Dataset
-from .errors import InvalidArgument, MousetwinError, NotFound, Unimplemented
+from .dataset_files import find_in_folder
+from .errors import InvalidArgument, ResourceExhausted
+from .npy_file import NpyFile
+from .pictures import PNG_MAGIC, read_picture
+from .sources import Sources, entries, folders_among, is_folder, listed, open_file, stamp
 
 BESIDE = ("behavior", "pupil_center")
+KINDS = "a .npy, .npz or .png file, a folder of .npy or .png files, or a data set's folder or .zip"
+_FILES = (".npy", ".npz", ".png", ".zip")
+# Files that nobody puts beside images without meaning them: left out, they would be missed in the answer.
+_OTHER_IMAGES = frozenset(
+    f".{suffix}"
+    for names in (
+        "npz jpg jpeg jpe jfif jp2 bmp dib gif tif tiff",
+        "webp avif heic heif tga pgm ppm pbm pnm",
+    )
+    for suffix in names.split()
+)
 _PIECE = 1 << 20
+_MAX_BESIDE = 1 << 30
 Rows = NDArray[Any]
 
 
@@ -32,25 +49,27 @@ class Inputs:
         count: how many images.
         shape, dtype: of one image.
         rows: reads (start, size): images from `start` on, `size` at a time (the last ones may be fewer).
-        beside: behavior and pupil_center, a row an image or one row for all.
+        sources: the files they are read from.
         told: what says that these are the same inputs as another time.
-        recorded: whether they are a data set's, raw and with all that was recorded.
+        beside: behavior and pupil_center, a row an image or one row for all.
+        dataset: the data set they are of, raw and with all that was recorded; None where they are of none.
     """
 
     count: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     rows: Callable[[int, int], Iterator[Rows]]
-    beside: dict[str, Rows] = field(default_factory=dict)
+    sources: Sources
     told: dict[str, Any] = field(default_factory=dict)
-    recorded: bool = False
+    beside: dict[str, Rows] = field(default_factory=dict)
+    dataset: Dataset | None = None
 
 
 def open_inputs(path: Path, stack: ExitStack, tier: str | None = None) -> Inputs:
-    """The images in a `.npy`, an `.npz` with `images`, a folder of `.npy` or PNG files, or a SENSORIUM data set.
+    """The images in a file or folder of one of the `KINDS`, by its suffix in any case, or else by how it begins.
 
     Args:
-        path: the file or folder; a data set may be a folder or its zip.
+        path: the file or folder.
         stack: closes what is opened.
         tier: of a data set; None for all of its trials.
 
@@ -58,42 +77,32 @@ def open_inputs(path: Path, stack: ExitStack, tier: str | None = None) -> Inputs
         NotFound, InvalidArgument: there is no such file, or it cannot be read; the message names it.
         Unimplemented: PNG files need pillow.
     """
-    if path.suffix == ".zip" or (path / "meta").is_dir():
-        return _of_dataset(stack.enter_context(Dataset.open(path)), path, tier)
-    if tier is not None:
+    if str(path) == "-":
+        raise InvalidArgument(
+            "images: standard input cannot be gone on with, expected a file or folder", field="images"
+        )
+    kind = _kind_of_folder(path) if is_folder(path, "images") else _kind_of(path)
+    if kind == ".zip":
+        found = _of_dataset(stack.enter_context(Dataset.open(path)), tier)
+    elif tier is not None:
         raise InvalidArgument(f"{path}: not a data set, so it has no tiers", field="tier")
-    if path.is_dir():
-        return _of_folder(path)
-    if path.suffix == ".npz":
-        return _of_npz(path, stack)
-    images = load_npy(path, "images")
-    if images.ndim < 1:
-        raise InvalidArgument(f"{path}: a single number, expected images", field="images")
-
-    def rows(start: int, size: int) -> Iterator[Rows]:
-        for i in range(start, len(images), size):
-            yield np.ascontiguousarray(images[i : i + size])
-
-    return Inputs(len(images), images.shape[1:], images.dtype, rows, told={"file": _stamp(path)})
+    elif kind == "folder":
+        found = _of_folder(path)
+    elif kind == ".npz":
+        found = _of_npz(path)
+    elif kind == ".png":
+        found = _of_files(Sources.of_file(path), [path], read_picture)
+    else:
+        found = _of_npy(path, stack)
+    return replace(found, told={"tier": tier, **found.sources.told()})
 
 
-def load_npy(path: Path, what: str) -> Rows:
-    """A `.npy` file, mapped and not read: a recording's images need not fit into memory. Raises as `open_inputs`."""
-    wrong = f"{path}: not a .npy file, a damaged one, or one of anything but plain numbers"
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(len(MAGIC_PREFIX))
-        # np.load takes other files as well, and not all of them well.
-        if magic != MAGIC_PREFIX:
-            raise InvalidArgument(wrong, field=what)
-        array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror or error}", field=what) from None
-    except MousetwinError:
-        raise
-    except ValueError:
-        raise InvalidArgument(wrong, field=what) from None
-    return array
+def load_beside(path: Path, what: str) -> Rows:
+    """Behavior or pupil centers in a `.npy` file. Raises as `open_inputs`."""
+    with NpyFile(path, what) as file:
+        if file.nbytes > _MAX_BESIDE:
+            raise InvalidArgument(f"{what}: shape {file.shape} in {path}, expected a few numbers an image", field=what)
+        return file.whole()
 
 
 def fingerprint(values: Rows) -> str:
@@ -102,58 +111,148 @@ def fingerprint(values: Rows) -> str:
     return hashlib.sha256(told + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def _of_npz(path: Path, stack: ExitStack) -> Inputs:
-    def begin(scope: ExitStack) -> tuple[dict[str, Rows], NpyRows, Callable[[], bytes]]:
-        try:
-            file = scope.enter_context(path.open("rb"))
-        except OSError as error:
-            raise NotFound(f"{path}: {error.strerror}", field="images") from None
-        try:
-            beside, stream = open_npz(scope, file, "images", ("images", *BESIDE), sys.maxsize)
-            images = NpyRows("images")
-            while images.shape is None and (data := stream.read(_PIECE)):
-                images.feed(data)
-            if images.shape is None:
-                images.check_ended()
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{path}: {error}", field=error.field) from None
-        return beside, images, lambda: stream.read(_PIECE)
+def _kind_of_folder(path: Path) -> str:
+    """ "folder" of images, or ".zip" for a data set, which is the same as in one."""
+    top = find_in_folder(path)
+    if top and (images := _images_by_kind(entries(path, "images"))):
+        raise InvalidArgument(
+            f"{path}: holds {next(iter(images.values()))[0]} and the data set {top}, expected one of them",
+            field="images",
+        )
+    return "folder" if top is None else ".zip"
+
+
+def _kind_of(path: Path) -> str:
+    """The suffix of a file of this kind."""
+    if path.suffix.lower() in _FILES:
+        return path.suffix.lower()
+    with open_file(path, "images") as stream:
+        head = stream.read(len(PNG_MAGIC))
+        if head.startswith(MAGIC_PREFIX):
+            return ".npy"
+        if head == PNG_MAGIC:
+            return ".png"
+        if head.startswith(b"PK"):
+            return _kind_of_zip(path, stream)
+    raise InvalidArgument(f"{path}: not of a kind that is taken, expected {KINDS}", field="images")
+
+
+def _kind_of_zip(path: Path, stream: BinaryIO) -> str:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return ".npz" if "images.npy" in archive.namelist() else ".zip"
+    except Exception:  # zipfile raises of every kind
+        raise InvalidArgument(f"{path}: not a .npz or .zip file, or a damaged one", field="images") from None
+
+
+def _of_npy(path: Path, stack: ExitStack) -> Inputs:
+    sources = Sources.of_file(path)
+    images = stack.enter_context(NpyFile(path, "images"))
+    if not images.shape:
+        raise InvalidArgument(f"{path}: a single number, expected images", field="images")
 
     def rows(start: int, size: int) -> Iterator[Rows]:
+        for i in range(start, images.shape[0], size):
+            yield images.rows(i, size)
+
+    return Inputs(images.shape[0], images.shape[1:], images.dtype, rows, sources)
+
+
+def _of_npz(path: Path) -> Inputs:
+    sources = Sources.of_file(path)
+
+    def begin(scope: ExitStack) -> tuple[dict[str, Rows], bytes, Callable[[int], bytes]]:
+        """What is beside the images, how their `.npy` file begins, and the rest of it."""
+        file = scope.enter_context(open_file(path, "images"))
+        beside, stream = open_npz(scope, file, "images", ("images", *BESIDE), sys.maxsize)
+        return beside, stream.read(_PIECE), stream.read
+
+    def streamed(start: int, size: int) -> Iterator[Rows]:
+        images = NpyRows("images")
         with ExitStack() as scope:
-            _, images, read = begin(scope)
-            assert images.shape is not None
+            _, piece, read = begin(scope)
             # Where it is compressed, what comes before can only be read again.
             position = 0
-            try:
-                while position < images.shape[0]:
-                    most = min(size, start - position) if position < start else size
-                    while (block := images.ready(most)) is None:
-                        if not (data := read()):
-                            images.check_ended()
-                            return
-                        images.feed(data)
+            while piece:
+                images.feed(piece)
+                most = min(size, start - position) if position < start else size
+                while (block := images.ready(most)) is not None:
                     position += len(block)
                     if position > start:
                         yield block
-            except InvalidArgument as error:
-                raise InvalidArgument(f"{path}: {error}", field=error.field) from None
+                    most = min(size, start - position) if position < start else size
+                piece = read(_PIECE)
+            images.check_ended()
 
-    with ExitStack() as scope:
-        beside, images, _ = begin(scope)
-        assert images.shape is not None
-        shape, dtype = images.shape, images.dtype
-    return Inputs(shape[0], shape[1:], dtype, rows, beside, {"file": _stamp(path)})
+    def rows(start: int, size: int) -> Iterator[Rows]:
+        try:
+            if whole is None:
+                yield from streamed(start, size)
+            else:
+                yield from (whole[i : i + size] for i in range(start, len(whole), size))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{path}: {error}", field=error.field) from None
+
+    whole: Rows | None = None
+    try:
+        with ExitStack() as scope:
+            beside, head, read = begin(scope)
+            layout = npy_layout(head[:NPY_HEAD], None, "images")
+            if not layout.shape:
+                raise InvalidArgument("images: a single number, expected images", field="images")
+            if layout.fortran_order and len(layout.shape) > 1:
+                # Its images lie all over the file.
+                whole = read_npy(head + read(-1), "images")
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path}: {error}", field=error.field) from None
+    except MemoryError:
+        raise ResourceExhausted(
+            f"{path}: images: in Fortran order, which is read whole, and too large for the memory", field="images"
+        ) from None
+    return Inputs(layout.shape[0], layout.shape[1:], layout.dtype.newbyteorder("="), rows, sources, beside=beside)
 
 
 def _of_folder(path: Path) -> Inputs:
-    found = {kind: [f for f in path.iterdir() if f.suffix.lower() == kind] for kind in (".npy", ".png")}
-    kinds = [kind for kind, files in found.items() if files]
-    if len(kinds) != 1:
-        what = "both .npy and .png files" if kinds else "no .npy and no .png file, and no data set"
-        raise InvalidArgument(f"{path}: {what} in it, expected one image a file", field="images")
-    files = sorted(found[kinds[0]], key=_by_number)
-    read = _read_png if kinds[0] == ".png" else _read_image
+    # Listed again at the end: a file that came or went in between is a change.
+    sources = Sources.begin(path, lambda: {file.name: stamp(file) for file in _images_in(path)})
+    files = _images_in(path)
+    read = read_picture if files[0].suffix.lower() == ".png" else _read_image
+    return _of_files(sources, files, read)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The files of images right in a folder, all of one kind, 2 before 10."""
+    inside = entries(folder, "images")
+    by_kind = _images_by_kind(inside)
+    below = [name for name in folders_among(inside) if _images_by_kind(entries(folder / name, "images"))]
+    if len(by_kind) == 1 and not below and by_kind.keys() <= {".npy", ".png"}:
+        (names,) = by_kind.values()
+        return [folder / name for name in names]
+    others = sorted(by_kind.keys() - {".npy", ".png"})
+    if others:
+        what = f"{by_kind[others[0]][0]} in it: {others[0]} files are not taken from a folder, .npy or .png files are"
+    elif len(by_kind) > 1:
+        what = "both .npy and .png files in it, expected one kind"
+    elif by_kind:
+        what = f"images in it and in {listed(below)} inside, expected one folder of them"
+    else:
+        files = [entry.name for entry in inside if Path(entry.name).suffix.lower() in _FILES]
+        hint = f" (there is {listed(below or files)}: name it)" if below or files else ""
+        what = f"no .npy and no .png file, and no data set in it{hint}"
+    raise InvalidArgument(f"{folder}: {what}", field="images")
+
+
+def _images_by_kind(inside: list[os.DirEntry[str]]) -> dict[str, list[str]]:
+    """Names of what looks like images, by suffix."""
+    found: dict[str, list[str]] = {}
+    for entry in inside:
+        kind = Path(entry.name).suffix.lower()
+        if kind in (".npy", ".png") or kind in _OTHER_IMAGES:
+            found.setdefault(kind, []).append(entry.name)
+    return found
+
+
+def _of_files(sources: Sources, files: list[Path], read: Callable[[Path], Rows]) -> Inputs:
     first = read(files[0])
 
     def rows(start: int, size: int) -> Iterator[Rows]:
@@ -169,56 +268,24 @@ def _of_folder(path: Path) -> Inputs:
                 block[n] = image
             yield block
 
-    told = [[file.name, *_stamp(file)] for file in files]
-    return Inputs(
-        len(files),
-        first.shape,
-        first.dtype,
-        rows,
-        told={"folder": str(path.resolve()), "files": hashlib.sha256(repr(told).encode()).hexdigest()},
-    )
+    return Inputs(len(files), first.shape, first.dtype, rows, sources)
 
 
-def _of_dataset(dataset: Dataset, path: Path, tier: str | None) -> Inputs:
+def _of_dataset(dataset: Dataset, tier: str | None) -> Inputs:
     trials = np.arange(dataset.trials) if tier is None else dataset.trials_of(tier)
+    names = tuple(name for name in BESIDE if name in dataset.variables)
+    sources = Sources.begin(dataset.path, lambda: dataset.stamps(("images", *names), trials))
     first = next(dataset.batches("images", trials[:1], 1))
-    beside = {
-        name: np.concatenate(list(dataset.batches(name, trials, 256))) for name in BESIDE if name in dataset.variables
-    }
+    beside = {name: np.concatenate(list(dataset.batches(name, trials, 256))) for name in names}
 
     def rows(start: int, size: int) -> Iterator[Rows]:
         return dataset.batches("images", trials[start:], size)
 
-    told = {"dataset": str(path.resolve()), "stamp": _stamp(path), "tier": tier}
-    return Inputs(len(trials), first.shape[1:], first.dtype, rows, beside, told, recorded=True)
+    return Inputs(len(trials), first.shape[1:], first.dtype, rows, sources, beside=beside, dataset=dataset)
 
 
 def _read_image(path: Path) -> Rows:
-    image = np.asarray(load_npy(path, "images"))
-    if image.ndim not in (2, 3) or (image.ndim == 3 and len(image) != 1):
-        raise InvalidArgument(f"{path}: shape {image.shape}, expected one image (H, W) or (1, H, W)", field="images")
-    return image
-
-
-def _read_png(path: Path) -> Rows:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise Unimplemented("PNG files need pillow: pip install 'mousetwin[plot]'", field="images") from None
-    try:
-        with Image.open(path) as picture:
-            if picture.mode != "L":
-                raise InvalidArgument(f"{path}: mode {picture.mode}, expected 8-bit gray (L)", field="images")
-            return np.asarray(picture)
-    except OSError as error:
-        raise InvalidArgument(f"{path}: {error}", field="images") from None
-
-
-def _by_number(path: Path) -> list[Any]:
-    """2.npy before 10.npy."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _stamp(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    with NpyFile(path, "images") as file:
+        if len(file.shape) not in (2, 3) or (len(file.shape) == 3 and file.shape[0] != 1):
+            raise InvalidArgument(f"{path}: shape {file.shape}, expected one image (H, W) or (1, H, W)", field="images")
+        return file.whole()

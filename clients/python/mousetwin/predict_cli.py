@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from .apart import check_outputs
 from .errors import InvalidArgument, Unavailable
 from .files import add_overwrite, output
+from .fits import check_fits
 from .formats import DEFAULT_KIND, FILE_KINDS, ZARR_FORMATS, Answer
 from .frames import frame_size
-from .inputs import BESIDE, Inputs, fingerprint, load_npy, open_inputs
+from .inputs import BESIDE, KINDS, Inputs, fingerprint, load_beside, open_inputs
 from .interrupts import terminable
 from .outputs import Output, open_output
 from .progress import ProgressBar
@@ -35,7 +37,7 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
         "images",
         type=Path,
         metavar="IMAGES",
-        help=f".npy, .npz with images, {' and '.join(BESIDE)}, folder of .npy or PNG files, data set folder or zip",
+        help=f"{KINDS}; a .npz holds images and may hold {' and '.join(BESIDE)}",
     )
     parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
     parser.add_argument("--model", default="")
@@ -77,16 +79,19 @@ def _run(args: argparse.Namespace) -> int:
         beside = _beside(args, inputs)
         twins = stack.enter_context(connect(args.server, timeout=args.timeout))
         mouse = twins.mouse(args.mouse, args.model, args.version)
-        if inputs.recorded:
+        if inputs.dataset is not None:
+            if odd := check_fits(inputs.dataset, mouse.info):
+                print(f"note: {odd}", file=sys.stderr)
             # A recording has everything; a twin may take less.
             beside = {name: values for name, values in beside.items() if getattr(mouse.summary, name)}
-        space = args.space or ("raw" if inputs.recorded else None)
+        space = args.space or ("raw" if inputs.dataset is not None else None)
         job = _Job(mouse, inputs, beside, space, args.condition_space, args.neurons, args.unit_ids)
         answer = job.answer(args.dtype, args.zarr_format or ZARR_FORMATS[0])
         responses = stack.enter_context(open_output(out, job.asked(), answer))
         if responses.rows:
             print(f"{out.name}: going on after {responses.rows} of {job.shape[0]} images", file=sys.stderr)
         _fill(responses, job, args.retry)
+        inputs.sources.check_unchanged()
     standing = f"; {' and '.join(responses.defaults)} at the training set's mean" if responses.defaults else ""
     print(
         f"{out.name}: {job.shape[0]} images × {job.shape[1]} neurons, {args.dtype}, "
@@ -139,6 +144,8 @@ class _Job:
             "inputs": self._inputs.told,
             "beside": {name: fingerprint(values) for name, values in self._beside.items()},
             "digest": self.mouse.summary.twin.digest,
+            "device": self.mouse.summary.device,
+            "library": version("mousetwin"),
             "space": self._space,
             "condition_space": self._condition_space,
             "neurons": self._neurons,
@@ -208,5 +215,5 @@ def _beside(args: argparse.Namespace, inputs: Inputs) -> dict[str, NDArray[Any]]
         if (path := getattr(args, name)) is not None:
             if name in beside:
                 raise InvalidArgument(f"{name}: given both in {args.images} and as {path}", field=name)
-            beside[name] = load_npy(path, name)
+            beside[name] = load_beside(path, name)
     return beside

@@ -20,10 +20,10 @@ from .dataset import Dataset
 from .errors import InvalidArgument
 from .figures import picture_kinds
 from .files import Destination, add_overwrite, output, whole_file
+from .fits import check_fits
 from .frames import frame_size
 from .interrupts import terminable
 from .progress import ProgressBar
-from .query import MouseInfo
 from .submission import TIERS, submission_path, write_submission
 from .twins import Mouse, Twins, connect
 
@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
         if several and (args.csv or args.submission):
             raise InvalidArgument("--csv and --submission are of one model: name it with --model", field="model")
         for mouse in mice:
-            _check_fits(dataset, args.dataset, mouse.info)
+            if odd := check_fits(dataset, mouse.info):
+                print(f"note: {odd}", file=sys.stderr)
         if args.submission is not None:
             _submit(dataset, mice[0], args.submission, say)
         try:
@@ -103,36 +104,6 @@ def _models(twins: Twins, data_key: str, names: list[str] | None) -> list[Mouse]
         names = list(dict.fromkeys(s.twin.model for s in twins.mice() if s.twin.mouse == data_key))
     # Without any, the service says which mice there are.
     return [twins.mouse(data_key, name) for name in names or [""]]
-
-
-def _check_fits(dataset: Dataset, path: Path, info: MouseInfo) -> None:
-    """Raises InvalidArgument where the data set is of another mouse, naming the file that tells."""
-    twin, neurons = info.summary.twin, info.summary.neurons
-    ids = dataset.unit_ids
-    if ids is not None and len(ids) != neurons:
-        raise InvalidArgument(
-            f"{path}: meta/neurons/unit_ids.npy: {len(ids)} neurons, {twin.mouse}/{twin.model} has {neurons}",
-            field="dataset",
-        )
-    if ids is not None and info.unit_ids is not None and not np.array_equal(ids, info.unit_ids):
-        raise InvalidArgument(
-            f"{path}: meta/neurons/unit_ids.npy: other neurons than those of {twin.mouse}/{twin.model}", field="dataset"
-        )
-    for variable, moments in info.statistics.items():
-        for kind in ("mean", "std"):
-            known, here = getattr(moments, kind), dataset.statistic(variable, kind)
-            if known and here is not None and not _close(here, np.array(known)):
-                raise InvalidArgument(
-                    f"{path}: meta/statistics/{variable}/all/{kind}.npy: statistics of another mouse than "
-                    f"{twin.mouse}/{twin.model} was exported with",
-                    field="dataset",
-                )
-    if dataset.data_key not in (None, twin.mouse):
-        print(f"mousetwin: {path} calls itself {dataset.data_key}, not {twin.mouse}", file=sys.stderr)
-
-
-def _close(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-8)
 
 
 def _predict(dataset: Dataset, mouse: Mouse, trials: NDArray[np.intp], label: str) -> Iterator[NDArray[np.float32]]:

@@ -88,7 +88,11 @@ def open_transport(address: str) -> Transport:
 
         return GrpcTransport(address)
     scheme = address.partition(":")[0]
-    for entry_point in entry_points(group="mousetwin.transports", name=scheme):
+    found = {entry_point.value: entry_point for entry_point in entry_points(group="mousetwin.transports", name=scheme)}
+    if len(found) > 1:
+        # Which of them comes first is how the folder of packages happens to be listed.
+        raise InvalidArgument(f"address: {scheme} is served by {' and by '.join(sorted(found))}", field="address")
+    for entry_point in found.values():
         try:
             opener = entry_point.load()
         except ModuleNotFoundError as error:

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from .errors import InvalidArgument
+from .dataset_files import tops_among
+from .errors import InvalidArgument, NotFound
 from .files import Destination
+from .sources import IMAGE_SUFFIXES, entries
 
-# What is read from a folder of images, or said to be there that cannot be; and from a data set's.
-_IMAGES = frozenset(
-    f".{suffix}" for suffix in ("npy", "npz", "png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "pgm", "ppm")
-)
+# Folders of a data set that are read.
 _RECORDED = ("data", "meta")
 
 
@@ -74,23 +73,23 @@ def _is_read_from(folder: Path, path: Path) -> bool:
     """Whether a file at `path` is, or would be, one that is read from a folder: by its place, or by a link to it."""
     parts = path.relative_to(folder).parts if folder in path.parents else ()
     try:
-        sets = _data_sets(folder)
-    except OSError:
+        sets = [folder / top for top in tops_among(folder, entries(folder, "images"))]
+    except NotFound:
         # Whoever reads it says so.
         return False
     for top in sets:
         if top in path.parents and path.relative_to(top).parts[0] in _RECORDED:
             return True
     # Images in a folder inside are looked for too, since they would be missed in the answer.
-    if folder not in sets and 1 <= len(parts) <= 2 and path.suffix.lower() in _IMAGES:
+    if folder not in sets and 1 <= len(parts) <= 2 and path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     if (there := _status(path)) is None:
         return False
     recorded = [top / name for top in sets for name in _RECORDED]
     for within in [Path(each) for top in recorded for each, _, _ in os.walk(top)] or [folder]:
-        with os.scandir(within) as entries:
-            for entry in entries:
-                if not sets and Path(entry.name).suffix.lower() not in _IMAGES:
+        with os.scandir(within) as inside:
+            for entry in inside:
+                if not sets and Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 # Not every file's status is asked for: there may be a hundred thousand.
                 if entry.inode() == there.st_ino or entry.is_symlink():
@@ -98,13 +97,6 @@ def _is_read_from(folder: Path, path: Path) -> bool:
                         if os.path.samestat(entry.stat(), there):
                             return True
     return False
-
-
-def _data_sets(folder: Path) -> list[Path]:
-    """Where a folder holds data sets: itself, or folders in it."""
-    with os.scandir(folder) as entries:
-        inside = [folder / entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
-    return [top for top in (folder, *sorted(inside)) if (top / "meta").is_dir()]
 
 
 def _is_input(out: Destination, field: str, given: Path) -> InvalidArgument:

@@ -71,8 +71,7 @@ def find_in_folder(path: Path) -> str | None:
     Raises as `open_files`.
     """
     inside = entries(path, "dataset")
-    tops = ["", *(f"{name}/" for name in folders_among(inside))]
-    tops = [top for top in tops if is_open_folder(path / f"{top}{_META}")]
+    tops = tops_among(path, inside)
     for needed in (_META, "data"):
         alike = [entry.name for entry in inside if entry.name.casefold() == needed]
         if len(alike) > 1:
@@ -81,6 +80,12 @@ def find_in_folder(path: Path) -> str | None:
     zips = [e.name for e in inside if e.name.lower().endswith(".zip")] if tops and tops != [""] else []
     _check_one(path, [f"{top}{_META}" for top in tops] + zips)
     return tops[0] if tops else None
+
+
+def tops_among(path: Path, inside: list[os.DirEntry[str]]) -> list[str]:
+    """Where data sets are in a folder that holds `inside`: "" for right in it, "NAME/" for inside."""
+    tops = ["", *(f"{name}/" for name in folders_among(inside))]
+    return [top for top in tops if is_open_folder(path / f"{top}{_META}")]
 
 
 def wrong(path: Path, name: str, what: str) -> InvalidArgument:

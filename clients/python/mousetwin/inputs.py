@@ -22,20 +22,11 @@ from .dataset_files import find_in_folder
 from .errors import InvalidArgument, ResourceExhausted
 from .npy_file import NpyFile
 from .pictures import PNG_MAGIC, read_picture
-from .sources import Sources, entries, folders_among, is_folder, listed, open_file, stamp
+from .sources import IMAGE_SUFFIXES, Sources, entries, folders_among, is_folder, listed, open_file, stamp
 
 BESIDE = ("behavior", "pupil_center")
 KINDS = "a .npy, .npz or .png file, a folder of .npy or .png files, or a data set's folder or .zip"
 _FILES = (".npy", ".npz", ".png", ".zip")
-# Files that nobody puts beside images without meaning them: left out, they would be missed in the answer.
-_OTHER_IMAGES = frozenset(
-    f".{suffix}"
-    for names in (
-        "npz jpg jpeg jpe jfif jp2 bmp dib gif tif tiff",
-        "webp avif heic heif tga pgm ppm pbm pnm",
-    )
-    for suffix in names.split()
-)
 _PIECE = 1 << 20
 _MAX_BESIDE = 1 << 30
 Rows = NDArray[Any]
@@ -247,7 +238,7 @@ def _images_by_kind(inside: list[os.DirEntry[str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in inside:
         kind = Path(entry.name).suffix.lower()
-        if kind in (".npy", ".png") or kind in _OTHER_IMAGES:
+        if kind in IMAGE_SUFFIXES:
             found.setdefault(kind, []).append(entry.name)
     return found
 

@@ -17,6 +17,10 @@ from .errors import InvalidArgument, MousetwinError, NotFound
 # (`.ipynb_checkpoints`) and Kubernetes (`..data`) do.
 _OF_THE_SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
 
+# Files that nobody puts beside images without meaning them: left out, they would be missed in the answer.
+_NAMES = "npy png npz jpg jpeg jpe jfif jp2 bmp dib gif tif tiff webp avif heic heif tga pgm ppm pbm pnm"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+
 # Size, times and place of a file; empty where there is none.
 Stamp = tuple[int, ...]
 

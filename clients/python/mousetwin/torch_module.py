@@ -22,6 +22,7 @@ from .build import optional_array
 from .conditions import CONDITIONS, condition_space
 from .errors import InvalidArgument, Unimplemented
 from .query import Space, space_of
+from .torch_rows import fold, rowed, rows_of, spread, summed
 
 if TYPE_CHECKING:
     from .twins import Mouse
@@ -190,7 +191,7 @@ class _Respond(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], twin: _Asked, *inputs: Tensor | None) -> tuple[Tensor, int]:
         size = info.batch_size
-        folded, rows = _fold(_spread(inputs, in_dims[1:], size))
+        folded, rows = fold(spread(inputs, in_dims[1:], size))
         return _apply(_Respond, twin.repeated(size), *folded).unflatten(0, (size, rows)), 0
 
 
@@ -232,12 +233,12 @@ class _PullBack(Function):
         info: Any, in_dims: tuple[Any, ...], twin: _Asked, wanted: tuple[int, ...], *tensors: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
-        cotangent, *inputs = _spread(tensors, in_dims[2:], size)
+        cotangent, *inputs = spread(tensors, in_dims[2:], size)
         assert cotangent is not None
-        folded, rows = _fold(inputs)
+        folded, rows = fold(inputs)
         found = _apply(_PullBack, twin.repeated(size), wanted, cotangent.flatten(0, 1), *folded)
         gradients = (value.unflatten(0, (size, rows)) for value in found)
-        return tuple(_summed(g, inputs[n], 1) for g, n in zip(gradients, wanted, strict=True)), (0,) * len(wanted)
+        return tuple(summed(g, inputs[n], 1) for g, n in zip(gradients, wanted, strict=True)), (0,) * len(wanted)
 
 
 class _PushForward(Function):
@@ -246,7 +247,7 @@ class _PushForward(Function):
     @staticmethod
     def forward(twin: _Asked, *both: Tensor | None) -> Tensor:
         inputs, tangents = both[: len(_INPUTS)], both[len(_INPUTS) :]
-        count = _rows(inputs, 0)
+        count = rows_of(inputs, 0)
         name, neurons = twin.chosen
         each = 1 if neurons.ndim == 2 else len(neurons)
         if count * each > MOST_ROWS:
@@ -255,7 +256,7 @@ class _PushForward(Function):
                 f"{MOST_ROWS}: choose neurons",
                 field="neurons",
             )
-        rows = [None if v is None else _rowed(v, 0, count).repeat_interleave(each, 0) for v in inputs]
+        rows = [None if v is None else rowed(v, 0, count).repeat_interleave(each, 0) for v in inputs]
         columns = neurons if neurons.ndim == 2 else np.tile(neurons, count)[:, None]
         asked = {**twin.arguments(rows), name: columns}
         found = twin.mouse.gradient(cotangent=np.ones(1, np.float32), **asked)
@@ -263,7 +264,7 @@ class _PushForward(Function):
         for field, tangent in zip(_INPUTS, tangents, strict=True):
             if tangent is not None:
                 gradient = _known(field, getattr(found, field)).reshape(count, each, -1).astype(np.float64)
-                moved = _along(_rowed(tangent, 1, count)).reshape(len(tangent), count, -1)
+                moved = _along(rowed(tangent, 1, count)).reshape(len(tangent), count, -1)
                 pushed = pushed + np.einsum("nkd,tnd->tnk", gradient, moved)
         return twin.answer(pushed, inputs)
 
@@ -282,13 +283,13 @@ class _PushForward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], twin: _Asked, *both: Tensor | None) -> tuple[Tensor, int]:
         count, size = len(_INPUTS), info.batch_size
-        inputs, tangents = both[:count], _spread(both[count:], in_dims[count + 1 :], size)
+        inputs, tangents = both[:count], spread(both[count:], in_dims[count + 1 :], size)
         if all(dim is None for dim in in_dims[1 : count + 1]):
             # One Jacobian for the tangents of all.
             flat = [None if tangent is None else tangent.flatten(0, 1) for tangent in tangents]
             return _apply(_PushForward, twin, *inputs, *flat).unflatten(0, (size, -1)), 0
-        folded, rows = _fold(_spread(inputs, in_dims[1 : count + 1], size))
-        flat = [None if t is None else _rowed(t, 2, rows).movedim(0, 1).flatten(1, 2) for t in tangents]
+        folded, rows = fold(spread(inputs, in_dims[1 : count + 1], size))
+        flat = [None if t is None else rowed(t, 2, rows).movedim(0, 1).flatten(1, 2) for t in tangents]
         return _apply(_PushForward, twin.repeated(size), *folded, *flat).unflatten(1, (size, rows)), 1
 
 
@@ -345,51 +346,6 @@ def _no_second_derivatives() -> Unimplemented:
     return Unimplemented("a remote twin has no second derivatives with respect to its inputs", field="torch")
 
 
-def _spread(values: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    """The dimension that is mapped over in front of all, at its size."""
-    return [
-        None if value is None else value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-        for value, dim in zip(values, dims, strict=True)
-    ]
-
-
-def _fold(inputs: Sequence[Tensor | None]) -> tuple[list[Tensor | None], int]:
-    """Inputs with a dimension in front, as more images; and how many rows one of them is answered with."""
-    images = inputs[0]
-    assert images is not None
-    if images.ndim < 4:
-        # What is no set of images is told by its own shape.
-        return [None if value is None else value[0] for value in inputs], -1
-    rows = _rows(inputs, 1)
-    return [None if value is None else _rowed(value, 1, rows).flatten(0, 1) for value in inputs], rows
-
-
-def _rows(inputs: Sequence[Tensor | None], ahead: int) -> int:
-    """How many rows are answered, of inputs with so many other dimensions in front: one image has one a condition."""
-    images, *conditions = inputs
-    assert images is not None
-    given = [value.shape[ahead] for value in conditions if value is not None and value.ndim == ahead + 2]
-    return max([1, *given]) if images.shape[ahead] == 1 else images.shape[ahead]
-
-
-def _rowed(value: Tensor, ahead: int, rows: int) -> Tensor:
-    """`value`, of an input with so many other dimensions in front, with a row an answer."""
-    for_all = value.ndim == ahead + 1
-    value = value.unsqueeze(ahead) if for_all else value
-    # Conditions with a row an image have as many as they have: where that is wrong the service says so.
-    if not for_all and (value.ndim == ahead + 2 or value.shape[ahead] != 1):
-        return value
-    return value.expand(*value.shape[:ahead], rows, *value.shape[ahead + 1 :])
-
-
-def _summed(gradient: Tensor, value: Tensor | None, ahead: int) -> Tensor:
-    """A gradient with a row an answer, as that of an input that stands for several of them."""
-    assert value is not None
-    if value.ndim < gradient.ndim:
-        return gradient.sum(ahead)
-    return gradient.sum(ahead, keepdim=True) if value.shape[ahead] < gradient.shape[ahead] else gradient
-
-
 def _tensor(value: Any, field: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
@@ -410,7 +366,7 @@ def _along(value: Tensor) -> NDArray[Any]:
 def _like(value: Tensor | None, gradient: NDArray[np.float32]) -> Tensor:
     """The gradient of `value`, in its shape and dtype, where it is."""
     assert value is not None
-    return _summed(torch.from_numpy(gradient), value, 0).to(device=value.device, dtype=value.dtype)
+    return summed(torch.from_numpy(gradient), value, 0).to(device=value.device, dtype=value.dtype)
 
 
 def _known(name: str, gradient: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -30,9 +30,9 @@ from mousetwin.query import Space, TwinRef
 from mousetwin_serve import bundle
 from mousetwin_serve.batch import Batch
 from mousetwin_serve.device import DeviceError, choose
+from mousetwin_serve.limits import Limits
 from mousetwin_serve.optimizer.run import optimize
 from mousetwin_serve.repository import Repository
-from mousetwin_serve.stimulus import Limits
 from mousetwin_serve.twin import Twin
 from timing import median_ms
 

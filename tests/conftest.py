@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(models: Path) -> Iterator[Service]:
     """A service of `models`, with limits low enough to run into."""
-    from mousetwin_serve.stimulus import Limits
+    from mousetwin_serve.limits import Limits
     from running import REQUEST_BYTES, RESPONSE_BYTES, in_thread
 
     with in_thread(models, limits=Limits(REQUEST_BYTES, RESPONSE_BYTES)) as running:

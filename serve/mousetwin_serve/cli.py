@@ -57,9 +57,9 @@ def _run_serve(args: argparse.Namespace) -> int:
     from .batcher import BatchSettings
     from .device import choose
     from .hosts.standalone import Addresses, serve
+    from .limits import Limits
     from .repository import DEMO_MODELS, Repository
     from .service import TwinService
-    from .stimulus import Limits
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

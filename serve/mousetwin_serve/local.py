@@ -12,9 +12,9 @@ from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResu
 from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 
 from .device import CPU, choose
+from .limits import Limits
 from .optimizer.run import optimize
 from .repository import DEMO_MODELS, Repository
-from .stimulus import Limits
 
 
 def open_local(address: str) -> LocalTransport:

@@ -13,7 +13,7 @@ from mousetwin.sources import by_number, is_skipped
 
 from . import bundle
 from .device import Device
-from .stimulus import Limits
+from .limits import Limits
 from .twin import Twin
 
 # Mouse, model and version.

@@ -7,25 +7,23 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from mousetwin.errors import Cancelled, InvalidArgument
 from mousetwin.optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
-from mousetwin.query import MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary
-from mousetwin.scores import Scores, score
+from mousetwin.query import MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
 from numpy.typing import NDArray
 
 from .batch import Answer, Batch
 from .batcher import Batcher, BatchSettings
 from .device import CPU
+from .limits import Limits
 from .metrics import Metrics
 from .optimizer.run import optimize
 from .ordered import in_order
 from .repository import Repository
-from .stimulus import Limits
 from .twin import Twin
 
 # Reading a query this large takes long enough to be worth leaving the event loop for.
@@ -132,33 +130,20 @@ class TwinService:
         finally:
             self._streams -= 1
 
-    def score(
-        self, predictions: Sequence[Prediction], space: Space | None, recorded: Mapping[str, NDArray[Any]]
-    ) -> Scores:
-        """How well predictions fit what was recorded. Safe to call from a thread.
-
-        Args:
-            predictions: of all neurons, part after part.
-            space: of `recorded`: raw responses (the default) are as the recording has them, model ones divided by each
-                neuron's standard deviation.
-            recorded: `responses` (N, K) and `image_ids` (N,).
+    def response_std(self, ref: TwinRef) -> NDArray[np.float64]:
+        """(K,) by what raw responses are divided: each neuron's standard deviation.
 
         Raises:
-            InvalidArgument: as `mousetwin.scores.score`, or raw responses whose statistics are not known.
+            NotFound, InvalidArgument: `ref` means no single twin, or these statistics are not known.
         """
-        responses = recorded["responses"]
-        if space is not Space.MODEL:
-            twin = predictions[0].twin
-            moments = self.repository.find(TwinRef(twin.mouse, twin.model, twin.version)).info.statistics
-            if "responses" not in moments or not moments["responses"].std:
-                raise InvalidArgument(
-                    "responses: raw ones need the twin's statistics of responses, which its bundle lacks: send space "
-                    "'model' and responses in standard deviations, or export the twin again with --dataset",
-                    field="responses",
-                )
-            std = np.array(moments["responses"].std)
-            responses = responses / std if responses.shape[-1:] == std.shape else responses
-        return score(responses, np.concatenate([p.responses for p in predictions]), recorded["image_ids"])
+        moments = self.repository.find(ref).info.statistics
+        if "responses" not in moments or not moments["responses"].std:
+            raise InvalidArgument(
+                "responses: raw ones need the twin's statistics of responses, which its bundle lacks: send space "
+                "'model' and responses in standard deviations, or export the twin again with --dataset",
+                field="responses",
+            )
+        return np.array(moments["responses"].std)
 
     async def optimize(
         self, query: OptimizeQuery, deadline: float | None = None

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections import deque
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from mousetwin.errors import ResourceExhausted
+
+log = logging.getLogger(__name__)
 
 _IN_MEMORY = 1 << 20
 _PIECE = 1 << 18
@@ -18,7 +23,9 @@ class Spool:
     no memory grows with what was sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        """what: an error names that there is no room for."""
+        self._what = what
         self._pieces: deque[bytes] = deque()
         self._held = 0
         self._file: BinaryIO | None = None
@@ -28,15 +35,15 @@ class Spool:
         self._changed = asyncio.Event()
 
     def put(self, data: bytes) -> None:
-        """Add some. Raises OSError where the temporary file cannot be written."""
+        """Add some. Raises ResourceExhausted where the temporary file has no room for it."""
         if self._written == self._read and self._held < _IN_MEMORY:
             self._pieces.append(data)
             self._held += len(data)
         elif data:
             if self._file is None:
-                self._file = open_temporary()
+                self._file = open_temporary(self._what)
             self._file.seek(self._written)
-            self._file.write(data)
+            write(self._file, data, self._what)
             self._written += len(data)
         self._changed.set()
 
@@ -91,6 +98,33 @@ class Spool:
         return piece
 
 
-def open_temporary() -> BinaryIO:
-    """A file without a name, gone when it is closed or the process ends."""
-    return tempfile.TemporaryFile(prefix="mousetwin-")
+def open_temporary(what: str) -> BinaryIO:
+    """A file without a name, gone when it is closed or the process ends.
+
+    Args:
+        what: an error names that there is no room for.
+
+    Raises:
+        ResourceExhausted: none can be made.
+    """
+    try:
+        # Unbuffered: what cannot be written is known at once, and not by whoever reads or closes it.
+        file: Any = tempfile.TemporaryFile(prefix="mousetwin-", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise _no_room(what, error) from error
+    return file  # type: ignore[no-any-return]
+
+
+def write(file: BinaryIO, data: bytes | memoryview, what: str) -> None:
+    """Write all of it to a temporary file. Raises ResourceExhausted where there is no room for it."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise _no_room(what, error) from error
+
+
+def _no_room(what: str, error: OSError) -> ResourceExhausted:
+    log.error("what waits of a large request cannot be kept", exc_info=error)
+    return ResourceExhausted(f"{what}: the service has no room for it; send fewer images at once", field=what)

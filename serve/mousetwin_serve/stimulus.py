@@ -19,28 +19,10 @@ from numpy.typing import NDArray
 from . import plausibility
 from .batch import Batch, Float
 from .bundle import Inputs, Manifest, Moments
+from .limits import Limits
 from .rescale import rescale, rescale_back
 
 _SUPPLY = "export the twin again with --statistics or --dataset"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much one request may ask for.
-
-    response_bytes bounds responses and gradients; request_bytes bounds the encoded request and what it expands to;
-    optimize_images the images × conditions × twins of an optimisation's step, optimize_steps its steps. A streamed
-    batch may be of any length; its caller may keep the service waiting for stall_seconds. Of a request that is answered
-    before its body is in, what is still on its way is read and dropped up to discard_bytes and discard_seconds.
-    """
-
-    request_bytes: int = 64 << 20
-    response_bytes: int = 256 << 20
-    optimize_images: int = 1024
-    optimize_steps: int = 10_000
-    stall_seconds: float = 60.0
-    discard_bytes: int = 256 << 20
-    discard_seconds: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -127,10 +109,12 @@ class StimulusReader:
         count = self._count(query.images)
         count = self._rows(query) if count == 1 else count
         columns = None
-        if query.neurons is not None or query.unit_ids is not None:
-            for field in ("neurons", "unit_ids"):
-                _check_once_each(getattr(query, field), field, count)
-            columns = self.columns(query.neurons, query.unit_ids)
+        # A single number is one neuron.
+        neurons, unit_ids = (None if n is None else np.atleast_1d(n) for n in (query.neurons, query.unit_ids))
+        if neurons is not None or unit_ids is not None:
+            _check_once_each(neurons, "neurons", count)
+            _check_once_each(unit_ids, "unit_ids", count)
+            columns = self.columns(neurons, unit_ids)
         space = self._space(query)
         answered = self._neurons if columns is None else columns.shape[-1]
         with_gradient = isinstance(query, GradientQuery)

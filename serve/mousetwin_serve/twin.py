@@ -23,7 +23,8 @@ from .batch import Answer
 from .bundle import Bundle, Manifest, Size
 from .device import Device
 from .engine import Engine, why_no_gradient
-from .stimulus import Limits, Stimulus, StimulusReader
+from .limits import Limits
+from .stimulus import Stimulus, StimulusReader
 
 
 class Twin:

@@ -168,6 +168,95 @@ def test_flags_that_cannot_be_read_show_the_usage(
     assert "usage: mousetwin predict" in capsys.readouterr().err
 
 
+# By command: what it needs, and options that may be given once.
+ONCE: dict[str, tuple[list[str], list[list[str]]]] = {
+    "mice": ([], [["--timeout", "5"]]),
+    "predict": (
+        ["images.npy", "--mouse", "demo", "--out", "r.npy"],
+        [
+            ["--mouse", "demo"],
+            ["--neurons", "2"],
+            ["--unit-ids=2"],
+            ["--space", "raw"],
+            ["--behavior", "b.npy"],
+            ["--tier", "test"],
+            ["--dtype", "float16"],
+            ["--model", "gabor"],
+        ],
+    ),
+    "score": (["set", "--mouse", "demo"], [["--tier", "test"], ["--csv", "a.csv"], ["--mouse", "demo"]]),
+    "mei": (["--mouse", "demo", "--out", "m.npz"], [["--neurons", "1"], ["--norm", "3"], ["--behavior", "1,2,3"]]),
+    "serve": ([], [["--models", "m"], ["--threads", "1"], ["--tf32"], ["--device", "cpu"]]),
+    "archive": (["--out", "store"], [["--workers", "1"], ["--max-mb", "1"]]),
+    "export": (
+        ["c.pth", "--config", "c.yaml", "--mouse", "demo", "--out", "m"],
+        [["--mouse", "demo"], ["--no-gradient"], ["--model", "cnn"]],
+    ),
+    "fetch": ([], [["--mouse", "m"]]),
+}
+
+
+@pytest.mark.parametrize("command", ONCE)
+def test_an_option_that_is_given_twice(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse takes the last in silence."""
+    for package, its in (("mousetwin_serve", ("serve", "archive")), ("mousetwin_export", ("export", "fetch"))):
+        if command in its:
+            pytest.importorskip(package)
+    needed, options = ONCE[command]
+    for option in options:
+        name = option[0].partition("=")[0]
+        twice = option if name in needed else option * 2
+        with pytest.raises(SystemExit) as caught:
+            main([command, *needed, *twice])
+        assert caught.value.code == 2
+        told = capsys.readouterr().err
+        assert f"usage: mousetwin {command}" in told
+        assert told.endswith(f"mousetwin {command}: error: argument {name}: given twice\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "images.npy", "--mouse", "demo", "--out", "r.npy", "--neuron", "2"],
+        ["predict", "images.npy", "--mouse", "demo", "--out", "r.npy", "--unit", "2"],
+        ["predict", "images.npy", "--mouse", "demo", "--out", "r.npy", "--Space", "raw"],
+        ["mei", "--mous", "demo", "--mouse", "demo", "--out", "m.npz"],
+        ["mice", "--serv", "local:"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_by_a_part_of_its_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "error: unrecognized arguments: --" in capsys.readouterr().err
+
+
+def test_an_option_that_is_meant_to_be_repeated(
+    server_address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["score", str(tmp_path), "--mouse", "demo", "--server", server_address]
+    assert main([*command, "--model", "gabor", "--model", "cnn"]) == 1
+    assert "twice" not in capsys.readouterr().err
+
+
+def test_where_answers_go_may_be_said_again(run: Run) -> None:
+    """Scripts wrap a command with a place of their own, and whoever calls them says another."""
+    assert run("images.npy", "--mouse", "demo", "--out", "a.npy", "--server", "127.0.0.1:1", "--out", "b.npy") == 0
+    assert Path("b.npy").exists()
+    assert not Path("a.npy").exists()
+
+
+def test_lists_of_whole_numbers(run: Run, mouse: mousetwin.Mouse, capsys: pytest.CaptureFixture[str]) -> None:
+    for n, text in enumerate(("4,2", "4, 2")):
+        assert run("images.npy", "--mouse", "demo", "--out", f"{n}.npy", "--neurons", text) == 0
+        assert_allclose(np.load(f"{n}.npy"), mouse.predict(IMAGES, neurons=[4, 2]), rtol=0, atol=1e-6)
+    for text in ("1_0", "+1", "٣", "1.0", "1,,2", "", "9" * 20):
+        with pytest.raises(SystemExit):
+            run("images.npy", "--mouse", "demo", "--out", "r.npy", f"--neurons={text}")
+        assert "expected whole numbers separated by commas" in capsys.readouterr().err
+
+
 def test_most_exciting_images_to_a_file(
     server_address: str, mouse: mousetwin.Mouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -288,6 +288,13 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "npz that is none": (NPZ, b"PK\3\4 nothing", 400, "body"),
     "npz with a stranger": (NPZ, zipped({"images.npy": npy(), "weights.npy": npy()}), 400, "body"),
     "npz without images": (NPZ, zipped({"behavior.npy": npy()}), 400, "images"),
+    "npz with an array twice": (NPZ, zipped({"images.npy": npy(), "images": npy()}), 400, "body"),
+    "npz with an array in another case": (NPZ, zipped({"Images.npy": npy()}), 400, "body"),
+    "npz with an array in two cases": (NPZ, zipped({"images.npy": npy(), "IMAGES.npy": npy()}), 400, "body"),
+    "npz with an array in a folder": (NPZ, zipped({"data/images.npy": npy()}), 400, "body"),
+    "npz in bzip2": (NPZ, zipped({"images.npy": npy()}, zipfile.ZIP_BZIP2), 400, "body"),
+    "npz in lzma": (NPZ, zipped({"images.npy": npy()}, zipfile.ZIP_LZMA), 400, "body"),
+    "npz with more behind it": (NPZ, zipped({"images.npy": npy()}) + b"\0", 400, "body"),
     "npz with an object array": (NPZ, zipped({"images.npy": saved(np.array([None], dtype=object))}), 400, "images"),
     "npz that expands beyond the limit": (
         NPZ,
@@ -313,6 +320,31 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "JSON with null for images": (JSON, b'{"images": null}', 400, "images"),
     "JSON with another space": (JSON, b'{"images": [[[1]]], "space": "cielab"}', 400, "space"),
     "JSON with a number for space": (JSON, b'{"images": [[[1]]], "space": 3}', 400, "space"),
+    "JSON in UTF-16": (JSON, json.dumps({"images": [[[1]]]}).encode("utf-16"), 400, "body"),
+    "JSON in UTF-16 without a mark": (JSON, json.dumps({"images": [[[1]]]}).encode("utf-16-le"), 400, "body"),
+    "JSON with images twice": (JSON, b'{"images": [[[1]]], "images": [[[2]]]}', 400, "body"),
+    "JSON with a space twice": (JSON, b'{"space": "raw", "images": [[[1]]], "space": "raw"}', 400, "body"),
+    "JSON with null, then a value": (JSON, b'{"images": [[[1]]], "neurons": null, "neurons": [1]}', 400, "body"),
+    "JSON with a name twice, written otherwise": (JSON, b'{"images": [[[1]]], "\\u0069mages": [[[2]]]}', 400, "body"),
+    "JSON with a word that looks like a name twice": (
+        JSON,
+        b'{"images": [[[1]]], "model": "\\"images\\": linear", "model": "linear"}',
+        400,
+        "body",
+    ),
+    "JSON with true among numbers": (JSON, b'{"images": [[[1, true]]]}', 400, "images"),
+    "JSON with null among numbers": (JSON, b'{"images": [[[1, null]]]}', 400, "images"),
+    "JSON with an object among numbers": (JSON, b'{"images": [[[1, {"images": 2}]]]}', 400, "images"),
+    "JSON with words among numbers": (JSON, b'{"images": [[["1", "' + b"2" * 999 + b'"]]]}', 400, "images"),
+    "JSON with a word for a neuron": (JSON, b'{"images": [[[1]]], "neurons": "5"}', 400, "neurons"),
+    "JSON with words for neurons": (JSON, b'{"images": [[[1]]], "neurons": ["5"]}', 400, "neurons"),
+    "JSON with true for a neuron": (JSON, b'{"images": [[[1]]], "neurons": true}', 400, "neurons"),
+    "JSON with words for behavior": (JSON, b'{"images": [[[1]]], "behavior": ["1", "2", "3"]}', 400, "behavior"),
+    "JSON with an object for images": (JSON, b'{"images": {"data": [1]}}', 400, "images"),
+    "JSON nested too deep": (JSON, b'{"images": ' + b"[" * 20 + b"1" + b"]" * 20 + b"}", 400, "images"),
+    "JSON with a number for a model": (JSON, b'{"images": [[[1]]], "model": 1}', 400, "model"),
+    "JSON with a broken number for a version": (JSON, b'{"images": [[[1]]], "version": 1.0}', 400, "version"),
+    "JSON with an empty space": (JSON, b'{"images": [[[1]]], "space": ""}', 400, "space"),
     "JSON with huge numbers": (JSON, json.dumps({"images": [[[10**400]]]}).encode(), 400, ""),
 }
 
@@ -325,6 +357,26 @@ def test_bodies_that_cannot_be_read(name: str, rest: RestCaller) -> None:
     assert answer.field == field or not field
     check_clean(answer)
     good(rest)
+
+
+def test_json_with_a_byte_order_mark(rest: RestCaller) -> None:
+    images = np.arange(96).reshape(2, 6, 8)
+    answer = rest.send("full", b"\xef\xbb\xbf" + json.dumps({"images": images.tolist()}).encode(), JSON)
+    np.testing.assert_allclose(answer.responses, FULL.respond_raw(images), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("behind", "words"),
+    [
+        (b'{"images": [[[1]]], "images": [[[2]]]}', ["'images'", "twice"]),
+        (b'{"images": [[[1, true]]]}', ["true or false", "[0][0][1]"]),
+        (b'{"images": [[["a"]]]}', ["a string", "[0][0][0]"]),
+        ('{"images": [[[1]]]}'.encode("utf-16"), ["UTF-8"]),
+    ],
+)
+def test_what_is_told_of_json(behind: bytes, words: list[str], rest: RestCaller) -> None:
+    answer = rest.send("full", behind, JSON)
+    assert all(word in answer.message for word in words), answer.message
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])

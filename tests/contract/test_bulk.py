@@ -9,6 +9,7 @@ import json
 import re
 import resource
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from bundles import FULL, WIDE
 from mousetwin.arrays import read_npy, write_npy
-from mousetwin_serve.stimulus import Limits
+from mousetwin_serve.limits import Limits
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from running import REQUEST_BYTES, Service, as_command, in_thread, until
@@ -41,6 +42,12 @@ def in_pieces(data: bytes, size: int = 50_000) -> Iterator[bytes]:
 
 
 def npz(**values: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **values)
+    return stream.getvalue()
+
+
+def compressed(**values: Any) -> bytes:
     stream = io.BytesIO()
     np.savez_compressed(stream, **values)
     return stream.getvalue()
@@ -83,7 +90,6 @@ def test_what_goes_with_it(service: Service, right: NDArray[np.float64]) -> None
 
 def test_behavior_and_pupil_beside_the_images(service: Service) -> None:
     rng = np.random.default_rng(1)
-    # Noise does not shrink: this is over the limit, compressed or not.
     behavior, pupil_center = rng.normal(4, 1, (len(MANY), 3)), rng.normal(0, 5, (len(MANY), 2))
     each = rng.integers(0, 7, (len(MANY), 1))
     right = FULL.respond_raw(MANY, behavior, pupil_center)
@@ -134,7 +140,7 @@ def test_the_first_rows_leave_while_later_images_arrive(service: Service, right:
     connection.close()
 
 
-@pytest.mark.parametrize("parameters", ["", "?early=false"])
+@pytest.mark.parametrize("parameters", ["", "early=false"])
 def test_otherwise_the_answer_begins_once_all_images_are_in(
     parameters: str, service: Service, right: NDArray[np.float64]
 ) -> None:
@@ -224,7 +230,7 @@ def test_an_npz_is_checked(service: Service) -> None:
     for body, told in [
         (npz(images=MANY, behavior=np.zeros((7, 3))), "7 rows"),
         (npz(images=MANY, extra=MANY[:1]), "extra"),
-        (npz(pupil_center=MANY), "expands to"),
+        (npz(pupil_center=MANY), "expand to"),
         (npz(behavior=np.zeros(3), pupil_center=np.zeros(2), neurons=MANY[:300]), "images"),
         (npz(images=MANY)[:-2000], "not a .npz"),
     ]:
@@ -232,6 +238,42 @@ def test_an_npz_is_checked(service: Service) -> None:
         assert answer.status_code in (400, 413)
         assert told in answer.json()["detail"]
     good(service)
+
+
+def computed(service: Service) -> float:
+    return counted(service, 'mousetwin_images_total{model="linear",mouse="full"}')
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+def test_what_is_compressed_counts_by_what_it_expands_to(chunked: bool, service: Service) -> None:
+    """Also where it is read row by row: refused before anything is computed."""
+    before = computed(service)
+    half = REQUEST_BYTES // 2 // MANY[0].size + 1
+    for body, words in [
+        (compressed(images=np.zeros((100_000, *FULL.stimulus), np.uint8)), ["76800128 bytes", str(REQUEST_BYTES)]),
+        (compressed(images=MANY), ["numpy.savez", "fewer images"]),
+        (compressed(images=np.zeros((half, *FULL.stimulus), np.uint8), behavior=np.zeros((half, 3, 90))), ["images"]),
+    ]:
+        headers = {"content-type": NPZ, "accept": NPY}
+        answer = httpx.post(
+            f"{service.http}/v1/mice/full/predict",
+            content=in_pieces(body) if chunked else body,
+            headers=headers,
+            timeout=60,
+        )
+        assert answer.status_code == 413
+        assert answer.json()["code"] == "RESOURCE_EXHAUSTED"
+        assert all(word in answer.json()["detail"] for word in words), answer.json()
+    assert computed(service) == before
+    # What is within the limit may come compressed, beside images of any length that do not.
+    stream = io.BytesIO(npz(images=MANY))
+    with zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("behavior.npy", write_npy(np.full((len(MANY), 3), 4.0)))
+    answer = post(service, "full", stream.getvalue(), NPZ)
+    right = FULL.respond_raw(MANY, np.full((len(MANY), 3), 4.0))
+    assert_allclose(read_npy(answer.content, "responses"), right, rtol=0, atol=1e-5)
+    few = post(service, "full", compressed(images=MANY[:60]), NPZ)
+    assert few.status_code == 200
 
 
 WRONG_LATER = ["not finite", "cut off", "more than announced"]
@@ -334,6 +376,23 @@ def test_no_room_for_what_waits_is_told(models: Path) -> None:
         answer = post(command.service, "wide", body)
         assert answer.status_code == 429
         assert "no room" in answer.json()["detail"]
+        good(command.service)
+
+
+@pytest.mark.parametrize("call", ["predict", "score"])
+def test_no_room_for_an_npz_is_told(call: str, models: Path) -> None:
+    body = npz(images=np.zeros((20_000, *FULL.stimulus), np.uint8), behavior=np.zeros(3))
+    with as_command("--models", str(models), "--device", "cpu") as command:
+        resource.prlimit(command.process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        answer = httpx.post(
+            f"{command.service.http}/v1/mice/full/{call}",
+            params={"space": "model"} if call == "score" else {},
+            content=body,
+            headers={"content-type": NPZ, "accept": "*/*" if call == "score" else NPY},
+            timeout=60,
+        )
+        assert answer.json()["code"] == "RESOURCE_EXHAUSTED"
+        assert answer.json()["detail"].startswith("body: the service has no room")
         good(command.service)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from bundles import BUSY, FULL
 from mousetwin.arrays import read_npy, write_npy
-from mousetwin_serve.stimulus import Limits
+from mousetwin_serve.limits import Limits
 from numpy.testing import assert_allclose
 from running import Service, in_thread, until
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mousetwin import arrays
 from mousetwin_serve.api import openapi
 from mousetwin_serve.api.bodies import JSON, NPY, NPZ
-from mousetwin_serve.stimulus import Limits
+from mousetwin_serve.limits import Limits
 from running import REQUEST_BYTES, RESPONSE_BYTES, Service
 from schemathesis.checks import positive_data_acceptance
 
@@ -45,6 +45,21 @@ BOUNDED = settings(
 
 def test_the_service_hands_out_this_document(service: Service) -> None:
     assert httpx.get(f"{service.http}/openapi.json").json() == schema.raw_schema
+
+
+def test_the_page_tells_what_the_document_does(service: Service) -> None:
+    page = httpx.get(f"{service.http}/docs").text
+    for name, told in (
+        ("behavior", "(N, B), or (B) for all images."),
+        ("pupil_center", "(N, 2), or (2) for all images."),
+        ("neurons", "0-based columns to return (K); or (N, 1), one for each image"),
+    ):
+        rows = [row for row in page.split("<tr>") if row.startswith(f"<td>{name}<td>")]
+        assert any(told in row for row in rows), name
+        for call in ("PredictRequest", "GradientRequest"):
+            described = schema.raw_schema["components"]["schemas"][call]["properties"][name]
+            assert described["description"] == told
+    assert "uncompressed" in schema.raw_schema["paths"]["/v1/mice/{mouse}/score"]["post"]["description"]
 
 
 @schema.exclude(operation_id=["predict", "gradient"]).parametrize()

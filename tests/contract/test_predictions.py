@@ -91,6 +91,22 @@ def test_chosen_neurons_come_in_the_order_asked_for(host: Host) -> None:
     assert_allclose(host.predict("full", SHOWN, unit_ids=[1002, 11]).responses, everything[:, [4, 0]], **NEAR)
 
 
+@pytest.mark.parametrize(("name", "number"), [("neurons", 5), ("unit_ids", 64)])
+def test_one_neuron_as_a_number(host: Host, name: str, number: int) -> None:
+    answer = host.predict("full", SHOWN, **{name: number})
+    assert_allclose(answer.responses, FULL.respond_raw(SHOWN)[:, [5]], **NEAR)
+    many = np.repeat(NATIVE, 30, 0)
+    right = FULL.respond_raw(many)[:, [5]]
+    assert_allclose(host.predict("full", many, **{name: number}).responses, right, **NEAR)
+    found = host.gradient("full", SHOWN, [2.0], **{name: number})
+    expected = host.gradient("full", SHOWN, 2.0 * np.eye(7)[5])
+    assert_allclose(found.gradient["images"], expected.gradient["images"], **NEAR)
+    for wrong in (9, -1, 5.5):
+        with pytest.raises(Refused) as caught:
+            host.predict("full", SHOWN, **{name: wrong})
+        assert caught.value.field == name
+
+
 def test_models_and_versions(host: Host, models: Path) -> None:
     for twin in TWO_MODELS:
         answer = host.predict("two-models", SHOWN, model=twin.model)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import io
+import json
 import os
 import signal
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,13 @@ def test_rest_takes_and_gives_the_same_bodies(torchserve: TorchServe, here: mous
         (JSON, b"{", {}),
         (JSON, b'{"pictures": 1}', {}),
         (JSON, b"[1, 2]", {}),
+        (JSON, b'{"images": [[[1]]], "images": [[[2]]]}', {}),
+        (JSON, b'{"images": [[[1, true]]]}', {}),
+        (JSON, '{"images": [[[1]]]}'.encode("utf-16"), {}),
+        (NPZ, write_npz({"images": IMAGES, "Images": IMAGES}), {}),
+        (NPY, write_npy(IMAGES), {"space": "RAW"}),
+        (NPY, write_npy(IMAGES), {"neurons": "1_0"}),
+        (NPY, write_npy(IMAGES), {"dtype": ""}),
         ("text/plain", b"hello", {}),
     ],
 )
@@ -149,6 +159,54 @@ def test_rest_refuses_as_ours_does(
     assert told.pop("request_id", None) == found.headers["x-request-id"] or "request_id" not in right
     right.pop("request_id", None)
     assert told == right
+
+
+def test_headers_are_the_query_parameters(torchserve: TorchServe, here: mousetwin.Twins) -> None:
+    right = np.asarray(here["full"].predict(IMAGES))
+    body = write_npy(IMAGES)
+    for asked, columns in (
+        ({"Unit-Ids": "5,11"}, [3, 0]),
+        ({"unit_ids": "5, 11"}, [3, 0]),
+        ({"Neurons": "4", "Space": "raw", "Model": "linear", "Version": "1"}, [4]),
+    ):
+        answer = post(torchserve, body, NPY, **asked)
+        assert_allclose(read_npy(answer.content, "r"), right[:, columns], rtol=0, atol=1e-6)
+    body = b"\xef\xbb\xbf" + f'{{"images": {IMAGES[:2].tolist()}, "neurons": 4}}'.encode()
+    assert_allclose(post(torchserve, body, JSON).json()["responses"], right[:2, [4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "words"),
+    [
+        ({"Neuron": "1"}, "neuron", "expected one of model, version, space, condition_space, neurons, unit_ids, dtype"),
+        ({"": "1"}, "''", "expected one of model"),
+        ({"Twin": "full/linear/1"}, "twin", "expected one of model"),
+        ({"Space[]": "raw"}, "space[]", "expected one of model"),
+        ({"Timeout": "5"}, "timeout", "not on this host"),
+        ({"Early": "true"}, "early", "not on this host"),
+        ({"Condition-Space": "RAW"}, "condition_space", "'raw' or 'model'"),
+        ({"Unit-Ids": "7", "Unit_Ids": "7"}, "unit_ids", "twice"),
+        ({"Space": "raw", "space": "raw"}, "space", "twice"),
+        ({"Neurons": ""}, "neurons", "''"),
+    ],
+    ids=str,
+)
+def test_headers_that_are_not_known(asked: dict[str, str], field: str, words: str, torchserve: TorchServe) -> None:
+    # As they are written: an HTTP library would put what differs by case into one.
+    body = write_npy(IMAGES)
+    with closing(http.client.HTTPConnection(torchserve.http.removeprefix("http://"), timeout=60)) as connection:
+        connection.putrequest("POST", "/predictions/full_linear_1")
+        for name, value in {"Content-Type": NPY, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
+        for name, value in asked.items():
+            connection.putheader(f"X-Mousetwin-{name}", value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        content = answer.read()
+    assert answer.status == 400, content[:200]
+    problem = json.loads(content)
+    assert problem["field"] == field
+    assert words in problem["detail"]
 
 
 def test_rest_refuses_compressed_bodies_by_name(torchserve: TorchServe) -> None:

@@ -127,9 +127,9 @@ def test_tf32_is_off_unless_asked_for(on_gpu: dict[Any, Any]) -> None:
 
 
 def test_an_optimisation_stays_on_the_device(on_gpu: dict[Any, Any], on_cpu: dict[Any, Any]) -> None:
+    from mousetwin_serve.limits import Limits
     from mousetwin_serve.memory import is_on_host
     from mousetwin_serve.optimizer.run import optimize
-    from mousetwin_serve.stimulus import Limits
 
     for (mouse, model, version), twin in on_gpu.items():
         if twin.summary.no_gradient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from typing import Any
@@ -15,7 +16,7 @@ from mousetwin import arrays, wire
 from mousetwin.errors import InvalidArgument, MousetwinError, PayloadTooLarge
 from mousetwin.query import PredictQuery, Space, TwinRef
 from mousetwin.v1 import digital_twin_pb2 as pb
-from mousetwin_serve.api import bodies
+from mousetwin_serve.api import bodies, parameters
 
 LIMIT = 1 << 20
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -208,9 +209,10 @@ def test_any_nested_lists(value: Any) -> None:
     plain_or_refused(arrays.from_nested, value, "images")
 
 
-def query_or_refused(*arguments: Any) -> None:
+def query_or_refused(media_type: str, body: bytes, given: list[tuple[str, str]]) -> None:
     try:
-        query = bodies.read_query(*arguments, gradient=False)
+        asked = parameters.read(given, "predict")
+        query = bodies.read_query("mouse", media_type, body, asked, LIMIT, gradient=False)
     except (InvalidArgument, PayloadTooLarge) as error:
         names_its_field(error)
         return
@@ -220,24 +222,62 @@ def query_or_refused(*arguments: Any) -> None:
 
 
 words = st.text(max_size=8) | st.sampled_from(["raw", "model", "1,2", "9" * 30, "1_0", "٣", " 1", "0x1", "\ud800"])
-parameters = st.dictionaries(st.sampled_from(["space", "model", "version", "neurons", "unit_ids", "other"]), words)
+known = ["space", "model", "version", "neurons", "unit_ids", "timeout", "dtype", "neurons[]", "unit_ids[0]"]
+queries = st.lists(st.tuples(st.sampled_from(known) | words, words), max_size=4)
 documents = st.dictionaries(st.sampled_from([*NAMES, "space", "model", "version"]) | st.text(max_size=4), json_values)
 
 
-@given(documents.map(json.dumps).map(str.encode) | damaged(documents.map(json.dumps).map(str.encode)), parameters)
-@example(b'{"images": ' + b"[" * 5000, {})
-@example(b'{"images": ' + b"[" * 900 + b"]" * 900 + b"}", {})
-@example(b'{"images": [1e999]}', {})
-@example(b'{"images": [1], "images": [2]}', {})
+@given(documents.map(json.dumps).map(str.encode) | damaged(documents.map(json.dumps).map(str.encode)), queries)
+@example(b'{"images": ' + b"[" * 5000, [])
+@example(b'{"images": ' + b"[" * 900 + b"]" * 900 + b"}", [])
+@example(b'{"images": [1e999]}', [])
+@example(b'{"images": [1], "images": [2]}', [])
+@example(b'{"images": [1], "model": "\\ud800"}', [])
+@example(b'{"images": [1], "\\ud800": 1}', [])
 @FUZZ
-def test_any_bytes_as_json_body(body: bytes, query: dict[str, str]) -> None:
-    query_or_refused("mouse", bodies.JSON, body, query, LIMIT)
+def test_any_bytes_as_json_body(body: bytes, query: list[tuple[str, str]]) -> None:
+    query_or_refused(bodies.JSON, body, query)
 
 
-@given(st.sampled_from([bodies.NPY, bodies.NPZ]), st.binary() | damaged(laid_out().map(npy)), parameters)
+@given(documents, st.booleans())
 @FUZZ
-def test_any_bytes_as_array_body(media_type: str, body: bytes, query: dict[str, str]) -> None:
-    query_or_refused("mouse", media_type, body, query, LIMIT)
+def test_json_is_read_as_it_says(document: dict[str, Any], marked: bool) -> None:
+    """What is taken is what Python's own JSON reads, and a name that is given again is refused."""
+    text = json.dumps(document).encode()
+    try:
+        query = bodies.read_query("mouse", bodies.JSON, codecs.BOM_UTF8 * marked + text, {}, LIMIT, gradient=False)
+    except (InvalidArgument, PayloadTooLarge):
+        return
+    for name in NAMES:
+        found, sent = getattr(query, name), document.get(name)
+        assert (found is None) == (sent is None)
+        if found is not None:
+            np.testing.assert_array_equal(found, np.array(sent))
+    for name in document:
+        again = text[:-1] + f", {json.dumps(name)}: {json.dumps(document[name])}}}".encode()
+        with np.testing.assert_raises_regex(InvalidArgument, "twice"):
+            bodies.read_query("mouse", bodies.JSON, again, {}, LIMIT, gradient=False)
+
+
+@given(st.sampled_from([bodies.NPY, bodies.NPZ]), st.binary() | damaged(laid_out().map(npy)), queries)
+@FUZZ
+def test_any_bytes_as_array_body(media_type: str, body: bytes, query: list[tuple[str, str]]) -> None:
+    query_or_refused(media_type, body, query)
+
+
+@given(queries, st.sampled_from(["listMice", "getMouse", "predict", "gradient", "score"]))
+@FUZZ
+def test_any_query(query: list[tuple[str, str]], call: str) -> None:
+    """Everything that was sent is in what is read, or it is refused."""
+    try:
+        asked = parameters.read(query, call)
+    except InvalidArgument as error:
+        names_its_field(error)
+        return
+    assert asked.keys() == {name.partition("[")[0] for name, _ in query}
+    for name in ("neurons", "unit_ids"):
+        sent = [int(n) for came, text in query if came.partition("[")[0] == name for n in text.split(",")]
+        assert asked.get(name, np.empty(0)).tolist() == sent
 
 
 requests = st.builds(

@@ -17,9 +17,9 @@ from mousetwin.optimization import Ascent, Constraints, Diversity, OptimizeQuery
 from mousetwin.query import Space, TwinRef
 from mousetwin.v1 import digital_twin_pb2 as pb
 from mousetwin_serve.device import CPU, choose
+from mousetwin_serve.limits import Limits
 from mousetwin_serve.optimizer.run import optimize
 from mousetwin_serve.repository import Repository
-from mousetwin_serve.stimulus import Limits
 from mousetwin_serve.twin import Twin
 
 wild = st.one_of(st.floats(), st.floats(-3, 300), st.sampled_from([0.0, 1.0]))

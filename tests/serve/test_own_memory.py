@@ -21,10 +21,10 @@ from mousetwin_serve.batcher import BatchSettings
 from mousetwin_serve.bound import Profile
 from mousetwin_serve.device import CPU, Device
 from mousetwin_serve.engine import Engine
+from mousetwin_serve.limits import Limits
 from mousetwin_serve.optimizer.run import optimize, warm_up
 from mousetwin_serve.repository import DEMO_MODELS, Repository
 from mousetwin_serve.service import TwinService
-from mousetwin_serve.stimulus import Limits
 from mousetwin_serve.twin import Twin
 from numpy.testing import assert_array_equal
 
@@ -96,7 +96,11 @@ TARGET = Target(neurons=np.array([[3], [14], [159]]))
 SEVERAL = Target(neurons=np.array([[3, 7], [14, 7], [159, 2]]), weights=np.array([1.0, -0.5]))
 QUERIES: dict[str, dict[str, Any]] = {
     "as it comes": {"target": TARGET},
-    "weights, conditions": {"target": SEVERAL, "behavior": np.array([[1.0, 0, 2], [2, 1, 0]], np.float32)},
+    "weights, conditions": {
+        "target": SEVERAL,
+        "behavior": np.array([[1.0, 0, 2], [2, 1, 0]], np.float32),
+        "condition_space": Space.MODEL,
+    },
     "contrast": {"target": Target(neurons=np.array([[3, 7]]), against=np.array([[40, 41]]), temperature=0.5)},
     "adam": {"target": TARGET, "ascent": Ascent(optimizer="adam", steps=12)},
     "blur, spectrum, variation, jitter": {

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import InvalidArgument, PayloadTooLarge
 from .objects import MAX_RANK, to_numpy
 from .v1 import digital_twin_pb2 as pb
+from .zipped import check_method, open_member, open_zip
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 # Looked up for every array: numpy makes a dtype's name anew each time, at ten times the cost.
@@ -30,6 +32,7 @@ _LITTLE_ENDIAN = {name: dtype.newbyteorder("<") for dtype, name in _NAMES.items(
 _MAX_HEADER = 10_000
 # So many bytes of a `.npy` file hold its header.
 NPY_HEAD = _MAX_HEADER + 16
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 
 def to_proto(array: ArrayLike) -> pb.Array:
@@ -119,93 +122,6 @@ def read_npy(data: bytes, field: str, *, words: bool = False) -> NDArray[Any]:
     return values.astype(layout.dtype.newbyteorder("="), copy=False)
 
 
-class NpyRows:
-    """Reads a `.npy` file as it comes, some rows of its first axis at a time.
-
-    Attributes:
-        shape, dtype: of the whole array, once its header has come; before that None.
-        bytes_in_all: how long the file is, by its header.
-    """
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-        self._left = bytearray()
-        self._rows_left = 0
-        self.shape: tuple[int, ...] | None = None
-        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
-        self.bytes_in_all = 0
-
-    @property
-    def row_bytes(self) -> int:
-        assert self.shape is not None
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take in what came next.
-
-        Raises:
-            InvalidArgument: not a `.npy` file, of anything but plain numbers, or in Fortran order; or more came than
-                its header says.
-        """
-        self._left += data
-        if self.shape is None and (begun := _header_size(self._left)):
-            if len(self._left) >= begun:
-                self._begin(begun)
-            elif begun > _MAX_HEADER:
-                raise InvalidArgument(f"{self._field}: not a .npy file of version 1 or 2", field=self._field)
-        if self.shape is not None and len(self._left) > self._rows_left * self.row_bytes:
-            raise InvalidArgument(f"{self._field}: more bytes than shape {self.shape} needs", field=self._field)
-
-    def ready(self, most: int) -> NDArray[Any] | None:
-        """The next rows, `most` of them, or all that are left; None where they have not come yet."""
-        if self.shape is None or not self._rows_left:
-            return None
-        count = min(most, self._rows_left)
-        size = count * self.row_bytes
-        if len(self._left) < size:
-            return None
-        block, self._left = self._left[:size], self._left[size:]
-        self._rows_left -= count
-        values = np.frombuffer(block, self.dtype).reshape(count, *self.shape[1:])
-        return values.astype(self.dtype.newbyteorder("="), copy=False)
-
-    def check_ended(self) -> None:
-        """Raises InvalidArgument where rows are missing."""
-        if self.shape is None:
-            raise InvalidArgument(f"{self._field}: not a .npy file, or not a whole one", field=self._field)
-        if self._rows_left:
-            raise InvalidArgument(
-                f"{self._field}: truncated, {self._rows_left} of {self.shape[0]} rows are missing", field=self._field
-            )
-
-    def _begin(self, size: int) -> None:
-        shape, fortran_order, dtype = _read_header(io.BytesIO(self._left[:size]), self._field)
-        claimed = math.prod(shape) * dtype.itemsize if all(type(n) is int and n >= 0 for n in shape) else 0
-        _check_shape(shape, dtype, claimed, self._field)
-        if fortran_order and len(shape) > 1:
-            raise InvalidArgument(
-                f"{self._field}: in Fortran order, which cannot be read row by row; expected C order", field=self._field
-            )
-        if not shape:
-            raise InvalidArgument(f"{self._field}: a single number, expected rows", field=self._field)
-        self.shape, self.dtype = shape, dtype
-        self._rows_left = shape[0]
-        self._left = self._left[size:]
-        self.bytes_in_all = size + claimed
-
-
-def _header_size(data: bytearray) -> int:
-    """Of the `.npy` header that begins `data`; 0 where too little came to tell."""
-    begun = len(npy_format.MAGIC_PREFIX) + 2
-    if len(data) < begun + 4:
-        return 0
-    # One longer than any that is taken says that this is no .npy file.
-    if not data.startswith(npy_format.MAGIC_PREFIX):
-        return _MAX_HEADER + 1
-    width = 2 if data[begun - 2] == 1 else 4
-    return begun + width + int.from_bytes(data[begun : begun + width], "little")
-
-
 def _read_header(stream: io.BytesIO, field: str, words: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         with warnings.catch_warnings():
@@ -224,7 +140,7 @@ def _read_header(stream: io.BytesIO, field: str, words: bool = False) -> tuple[t
 def write_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """`arrays` as the bytes of an uncompressed `.npz` file."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+    with ZipFile(stream, "w", ZIP_STORED) as archive:
         for name, array in arrays.items():
             archive.writestr(f"{name}.npy", write_npy(array))
     return stream.getvalue()
@@ -234,13 +150,10 @@ def read_npz(data: bytes, allowed: Collection[str], max_bytes: int) -> dict[str,
     """The arrays in the bytes of a `.npz` file, whose names must be among `allowed`.
 
     Raises:
-        InvalidArgument: not a `.npz` file, a damaged or encrypted one, an array not in `allowed`, or what `read_npy`
-            refuses.
-        PayloadTooLarge: it expands to more than `max_bytes`.
+        InvalidArgument, PayloadTooLarge: as `Npz`, or what `read_npy` refuses.
     """
-    with ExitStack() as stack:
-        archive = _open_zip(stack, io.BytesIO(data), allowed)
-        return _read_members(archive, archive.namelist(), max_bytes)
+    with Npz(io.BytesIO(data), allowed, max_bytes) as npz:
+        return {name: npz.read(name) for name in npz.names}
 
 
 def open_npz(
@@ -253,69 +166,101 @@ def open_npz(
         file: the `.npz`.
         streamed: the array that is not read.
         allowed: names that there may be.
-        max_bytes: what the others may expand to.
+        max_bytes: as for `Npz`.
 
     Raises:
-        InvalidArgument, PayloadTooLarge: as `read_npz`; also where `streamed` is missing. Reading the `.npy` raises
-            InvalidArgument where it is damaged.
+        InvalidArgument, PayloadTooLarge: as `Npz`, or what `read_npy` refuses; also where `streamed` is missing.
+            Reading the `.npy` raises InvalidArgument where it is damaged.
     """
-    archive = _open_zip(stack, file, allowed)
-    names = archive.namelist()
-    found = _read_members(archive, [name for name in names if name.removesuffix(".npy") != streamed], max_bytes)
-    member = next((name for name in names if name.removesuffix(".npy") == streamed), None)
-    if member is None:
-        raise InvalidArgument(f"{streamed}: missing", field=streamed)
-    try:
-        stream: Any = _Member(stack.enter_context(archive.open(member)))
-        return found, stream
-    except Exception as error:
-        raise _damaged() from error
+    npz = stack.enter_context(Npz(file, allowed, max_bytes, (streamed,)))
+    found = {name: npz.read(name) for name in npz.names if name != streamed}
+    return found, stack.enter_context(npz.open(streamed))
 
 
-class _Member(io.RawIOBase):
-    """A file in an archive, whose damage is told in our words."""
+class Npz:
+    """A `.npz` file, whose directory is checked first and whose arrays are read one by one. A context manager.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    What it expands to is known before anything is read: a member that is longer than the directory says is refused as
+    damaged.
 
-    def read(self, size: int = -1) -> bytes:
+    Attributes:
+        names: of the arrays that are there.
+    """
+
+    def __init__(
+        self, file: BinaryIO, allowed: Collection[str], max_bytes: int, streamed: Collection[str] = ()
+    ) -> None:
+        """Read the directory.
+
+        Args:
+            file: the `.npz`.
+            allowed: names that there may be.
+            max_bytes: what all arrays together may expand to. One that is streamed counts only where it is compressed:
+                what is long must be sent long.
+            streamed: arrays that are read as they are needed.
+
+        Raises:
+            InvalidArgument: not a `.npz` file, a damaged one, or one with an array that is not in `allowed`, is there
+                twice, encrypted, or compressed with anything but deflate.
+            PayloadTooLarge: it expands to more than `max_bytes`.
+        """
         try:
-            return self._stream.read(size)
-        except Exception as error:
+            self._archive = open_zip(file)
+        except (ValueError, OSError) as error:
             raise _damaged() from error
+        try:
+            self._members = _members(self._archive, allowed)
+            _check_expansion(self._members, max_bytes, streamed)
+        except BaseException:
+            self._archive.close()
+            raise
+        self.names = tuple(self._members)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The whole array. Raises InvalidArgument where it is missing, or as `read_npy`."""
+        with self.open(name) as stream:
+            return read_npy(stream.read(), name)
+
+    def open(self, name: str) -> BinaryIO:
+        """The array's `.npy` file. Raises InvalidArgument where it is missing; reading does where it is damaged."""
+        if name not in self._members:
+            raise InvalidArgument(f"{name}: missing", field=name)
+        return open_member(self._archive, self._members[name], lambda why: _damaged())
+
+    def __enter__(self) -> Npz:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._archive.close()
 
 
-def _open_zip(stack: ExitStack, file: BinaryIO, allowed: Collection[str]) -> zipfile.ZipFile:
-    try:
-        archive = stack.enter_context(zipfile.ZipFile(file))
-    except Exception as error:
-        raise _damaged() from error
-    seen = set()
-    for member in archive.namelist():
-        name = member.removesuffix(".npy")
-        if name not in allowed or name in seen:
-            what = "twice" if name in seen else "which is not expected"
+def _members(archive: ZipFile, allowed: Collection[str]) -> dict[str, ZipInfo]:
+    """By the names of the arrays."""
+    found: dict[str, ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name not in allowed or name in found:
+            what = "twice" if name in found else "which is not expected"
             raise InvalidArgument(
                 f"body: the .npz holds {name[:80]!r}, {what}; it may hold {', '.join(sorted(allowed))}", field="body"
             )
-        seen.add(name)
-    return archive
-
-
-def _read_members(archive: zipfile.ZipFile, names: Collection[str], max_bytes: int) -> dict[str, NDArray[Any]]:
-    if (size := sum(archive.getinfo(name).file_size for name in names)) > max_bytes:
-        raise PayloadTooLarge(f"body: the .npz expands to {size} bytes, the limit is {max_bytes}", field="body")
-    found = {}
-    for name in names:
         try:
-            # zipfile trusts the directory's size only up to a point: read one byte past it to be sure.
-            with archive.open(name) as stream:
-                content = stream.read(archive.getinfo(name).file_size + 1)
-        except Exception as error:
-            raise _damaged() from error
-        array = name.removesuffix(".npy")
-        found[array] = read_npy(content, array)
+            check_method(member)
+        except ValueError as error:
+            raise InvalidArgument(f"body: {name} in the .npz {error}", field="body") from None
+        found[name] = member
     return found
+
+
+def _check_expansion(members: Mapping[str, ZipInfo], most: int, streamed: Collection[str]) -> None:
+    compressed = [name for name, member in members.items() if member.compress_type != ZIP_STORED]
+    counted = [name for name in members if name not in streamed or name in compressed]
+    if (size := sum(members[name].file_size for name in counted)) > most:
+        how = f"send {' and '.join(compressed)} uncompressed (numpy.savez), or " if compressed else "send "
+        raise PayloadTooLarge(
+            f"body: {', '.join(counted)} in the .npz expand to {size} bytes, the limit is {most}: {how}fewer images",
+            field="body",
+        )
 
 
 def _damaged() -> InvalidArgument:
@@ -335,6 +280,17 @@ def from_nested(value: Any, field: str) -> NDArray[Any]:
     values = to_numpy(value, field)
     _check_dtype(values.dtype, field)
     return values
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas: digits, and a minus before them. Raises ValueError for anything else."""
+    parts = text.split(",")
+    if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError("expected whole numbers separated by commas")
+    numbers = [int(part) for part in parts]
+    if not all(-(1 << 63) <= number < 1 << 63 for number in numbers):
+        raise ValueError("expected numbers of 64 bits")
+    return numbers
 
 
 def from_labels(value: Any, field: str) -> NDArray[Any]:

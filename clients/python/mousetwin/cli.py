@@ -8,6 +8,7 @@ missing).
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ from importlib.metadata import entry_points, version
 from typing import Any
 
 from .apart import check_outputs
+from .arrays import whole_numbers
 from .errors import MousetwinError, MousetwinWarning
 from .figures import picture_kinds
 from .files import add_overwrite, output, whole_file
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Names of files may hold what the terminal's encoding, or any, cannot tell.
             stream.reconfigure(errors="backslashreplace")
-    parser = argparse.ArgumentParser(prog="mousetwin", description="Digital twins of mouse visual cortex.")
+    parser = _Parser(prog="mousetwin", description="Digital twins of mouse visual cortex.")
     parser.add_argument("--version", action="version", version=f"mousetwin {version('mousetwin')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_mice(commands)
@@ -65,6 +67,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{clear}mousetwin: {str(error) or 'interrupted'}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return status
+
+
+# Where answers come from and go to: what wraps a command has its own, and whoever calls that says otherwise.
+_PLACES = {"--server", "--out", "--host", "--http-port", "--grpc-port"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses what argparse would pick from in silence: an option given twice, or by a part of its name.
+
+    Options with action="append" are meant to be repeated, and of `_PLACES` the last one counts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
+        self.register("action", "store_true", functools.partial(_switch, True))
+        self.register("action", "store_false", functools.partial(_switch, False))
+
+
+class _StoreOnce(argparse.Action):
+    _given = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if self._given and _PLACES.isdisjoint(self.option_strings):
+            raise argparse.ArgumentError(self, "given twice")
+        self._given = bool(self.option_strings)
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+
+
+def _switch(stored: bool, option_strings: Sequence[str], dest: str, **options: Any) -> _StoreOnce:
+    return _StoreOnce(option_strings, dest, nargs=0, const=stored, **{"default": not stored, **options})
 
 
 def _one_line(text: str) -> str:
@@ -175,7 +211,7 @@ def _numbers(text: str) -> list[float]:
 
 def _integers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return whole_numbers(text.replace(", ", ","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers separated by commas") from None
 

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
-from .arrays import NPY_HEAD, NpyRows, npy_layout, open_npz, read_npy
+from .arrays import NPY_HEAD, npy_layout, open_npz, read_npy
 from .dataset import Dataset
 from .dataset_files import find_in_folder
 from .errors import InvalidArgument, ResourceExhausted
 from .npy_file import NpyFile
+from .npy_rows import NpyRows
 from .pictures import PNG_MAGIC, read_picture
 from .sources import IMAGE_SUFFIXES, Sources, entries, folders_among, is_folder, listed, open_file, stamp
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ _TITLES = ("single-trial correlation", "correlation to average", "FEV", "FEVE")
 # Neurons with less explainable variance than this are left out of FEVE.
 FEV_THRESHOLD = 0.15
 _EPSILON = 1e-8
+# Numbers of each kind that are scored at once.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +110,38 @@ def score(responses: ArrayLike, predictions: ArrayLike, image_ids: ArrayLike) ->
     recorded, predicted = from_nested(responses, "responses"), from_nested(predictions, "predictions")
     ids = from_labels(image_ids, "image_ids")
     _check(recorded, predicted, ids)
-    recorded, predicted = recorded.astype(np.float64), predicted.astype(np.float64)
+    width = block_width(len(recorded))
+    starts = range(0, recorded.shape[1], width)
+    return score_blocks(((recorded[:, i : i + width], predicted[:, i : i + width]) for i in starts), ids)
+
+
+def block_width(trials: int) -> int:
+    """How many neurons to score at once: what is worked with stays within some 20 MB."""
+    return max(1, _BLOCK // max(1, trials))
+
+
+def score_blocks(blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]], image_ids: NDArray[Any]) -> Scores:
+    """As `score`, for some neurons after others, so that not all responses need to fit into memory.
+
+    Args:
+        blocks: responses and predictions, (T, some) each, that have been checked.
+        image_ids: (T,).
+    """
     # Trials of one image side by side: every sum over repeats is one over neighbours.
-    order = np.argsort(ids, kind="stable")
-    recorded, predicted, ids = recorded[order], predicted[order], ids[order]
+    order = np.argsort(image_ids, kind="stable")
+    ids = image_ids[order]
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
     repeats = np.diff(np.append(starts, len(ids)))[:, None]
+    found = [
+        _score(recorded[order].astype(np.float64), predicted[order].astype(np.float64), starts, repeats)
+        for recorded, predicted in blocks
+    ]
+    per_neuron = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    return Scores(per_neuron, len(ids), len(starts))
+
+
+def _score(recorded: Float, predicted: Float, starts: NDArray[np.intp], repeats: NDArray[np.intp]) -> dict[str, Float]:
+    """Each metric of each neuron. starts, repeats: where each image's trials begin, and how many it has."""
 
     def averaged(values: Float) -> Float:
         sums: Float = np.add.reduceat(values, starts, 0)
@@ -133,7 +161,7 @@ def score(responses: ArrayLike, predictions: ArrayLike, image_ids: ArrayLike) ->
             fev = (total - noise) / total
             feve = 1 - (error - noise) / (total - noise)
         found |= {"fev": fev, "feve": np.where(fev >= FEV_THRESHOLD, feve, np.nan)}
-    return Scores(found, len(ids), len(starts))
+    return found
 
 
 def plot(scores: Mapping[str, Scores], title: str, path: Where | None = None) -> Any:
@@ -172,14 +200,31 @@ def _check(responses: NDArray[Any], predictions: NDArray[Any], image_ids: NDArra
         raise InvalidArgument(
             f"responses: shape {responses.shape}, the predictions have {predictions.shape}", field="responses"
         )
-    if image_ids.shape != responses.shape[:1]:
+    check_image_ids(image_ids, len(responses))
+    check_numbers(responses, "responses")
+    check_numbers(predictions, "predictions")
+    check_recorded(bool(responses.any()))
+
+
+def check_image_ids(image_ids: NDArray[Any], trials: int) -> None:
+    """Raises InvalidArgument where they are not one a trial."""
+    if image_ids.shape != (trials,):
         raise InvalidArgument(
-            f"image_ids: shape {image_ids.shape}, expected ({len(responses)},): one a trial", field="image_ids"
+            f"image_ids: shape {image_ids.shape}, expected ({trials},): one a trial", field="image_ids"
         )
-    for name, values in (("responses", responses), ("predictions", predictions)):
-        if values.dtype.kind not in "uif" or not np.isfinite(values).all():
-            raise InvalidArgument(f"{name}: expected finite numbers", field=name)
-    if not responses.any():
+    if image_ids.dtype.kind == "f":
+        check_numbers(image_ids, "image_ids")
+
+
+def check_numbers(values: NDArray[Any], name: str) -> None:
+    """Raises InvalidArgument for anything but finite numbers."""
+    if values.dtype.kind not in "uif" or not np.isfinite(values).all():
+        raise InvalidArgument(f"{name}: expected finite numbers", field=name)
+
+
+def check_recorded(any_response: bool) -> None:
+    """Raises InvalidArgument where all responses are 0."""
+    if not any_response:
         raise InvalidArgument(
             "responses: all 0: they are withheld, so there is nothing to compare predictions with", field="responses"
         )

@@ -16,14 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from mousetwin import arrays
 from mousetwin.errors import Cancelled, DeadlineExceeded, InvalidArgument, PayloadTooLarge, ResourceExhausted
-from mousetwin.query import Prediction, PredictQuery, Space
+from mousetwin.npy_rows import NpyRows
+from mousetwin.query import Prediction, PredictQuery
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..service import TwinService
-from ..spool import Spool, open_temporary
+from ..spool import Spool, open_temporary, write
 from . import bodies
 from .errors import as_domain_error
 
@@ -46,7 +47,7 @@ class StreamedAnswer(Response):
         self.on_end: Callable[[str], None] = lambda code: None
         self._upload = upload
         self._answers = answers
-        self._ready = Spool()
+        self._ready = Spool("answer")
         shape = (upload.count, first.responses.shape[1])
         header = arrays.npy_header(shape, upload.dtype)
         self._length = len(header) + math.prod(shape) * upload.dtype.itemsize
@@ -87,10 +88,7 @@ class StreamedAnswer(Response):
         self._ready.close()
 
     def _keep(self, answer: Prediction) -> None:
-        try:
-            self._ready.put(bytes(self._encoded(answer)))
-        except OSError as error:
-            raise _no_room("answer", error) from error
+        self._ready.put(bytes(self._encoded(answer)))
 
     async def _all(self) -> AsyncIterator[bytes | memoryview]:
         while data := self._ready.get():
@@ -111,7 +109,7 @@ class StreamedAnswer(Response):
 
 
 async def answer(
-    request: Request, service: TwinService, sent_as: str, deadline: float | None, *, early: bool
+    request: Request, service: TwinService, sent_as: str, asked: Mapping[str, Any], deadline: float | None
 ) -> StreamedAnswer:
     """The answer to a large request.
 
@@ -119,36 +117,24 @@ async def answer(
         request: its body is not read yet.
         service: answers.
         sent_as: the body's type.
+        asked: the query parameters, as `parameters.read` gives them; with `early`, the answer begins with the first
+            rows, and else once the whole body is in.
         deadline: for each part of it, on `time.monotonic()`'s clock.
-        early: whether the answer begins with the first rows, or once the whole body is in.
 
     Raises:
         MousetwinError: what is wrong with the request as far as is known when the answer begins.
     """
-    upload = Upload(request, service, sent_as, early=early)
+    upload = Upload(request, service, sent_as, asked)
     answers = service.answer_stream(upload.queries(), deadline)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(upload.close)
         stack.push_async_callback(answers.aclose)
         streamed = StreamedAnswer(upload, answers, await anext(answers))
         stack.push_async_callback(streamed.close)
-        if not early:
+        if not asked.get("early", False):
             await streamed.hold()
         stack.pop_all()
     return streamed
-
-
-async def score(request: Request, service: TwinService, deadline: float | None) -> Response:
-    """How well the twin predicts the responses beside the images. Raises as `answer`, and as `scoring.score`."""
-    upload = Upload(request, service, bodies.NPZ, ("responses", "image_ids"))
-    try:
-        async with contextlib.aclosing(service.answer_stream(upload.queries(), deadline)) as answers:
-            predictions = [found async for found in answers]
-        found = await asyncio.to_thread(service.score, predictions, upload.space, upload.apart)
-    finally:
-        await upload.close()
-    report = {**vars(predictions[0].twin), "defaults": predictions[0].defaults, **found.report()}
-    return Response(bodies.write_json(report), media_type=bodies.JSON, headers=bodies.headers_of(predictions[0]))
 
 
 class Upload:
@@ -156,34 +142,31 @@ class Upload:
 
     Attributes:
         count: images in all, known with the first query.
-        space: of the images, likewise.
-        apart: what came in the `.npz` and is not for the twin, likewise.
+        neurons: that the twin has.
+        limit: what is held of it in memory, in bytes.
         dtype: of the answer.
         stall_seconds: for how long neither side may keep the other waiting.
         whole: whether all of it is in, as far as is known.
     """
 
-    def __init__(
-        self, request: Request, service: TwinService, sent_as: str, apart: tuple[str, ...] = (), *, early: bool = False
-    ) -> None:
-        """early: whether the answer begins, and the caller reads it, before all is in."""
+    def __init__(self, request: Request, service: TwinService, sent_as: str, asked: Mapping[str, Any]) -> None:
+        """asked: with `early`, the answer begins, and the caller reads it, before all is in."""
         self.count = self._done = 0
-        self.space: Space | None = None
-        self.apart: dict[str, NDArray[Any]] = dict.fromkeys(apart, np.empty(0))
-        self.dtype = bodies.answer_dtype(request.query_params)
+        self.dtype = bodies.answer_dtype(asked)
         self.stall_seconds = service.limits.stall_seconds
         self._mouse: str = request.path_params["mouse"]
-        self._parameters: Mapping[str, str] = request.query_params
-        self._limit = service.limits.request_bytes
+        self._asked = asked
+        self.limit = service.limits.request_bytes
         self._answers_limit = service.limits.response_bytes
-        self._neurons = service.repository.find(bodies.twin_of(self._mouse, self._parameters)).summary.neurons
+        self.neurons = service.repository.find(bodies.twin_of(self._mouse, asked)).summary.neurons
         self._sent_as = sent_as
         length = request.headers.get("content-length", "")
         self._length = int(length) if length.isdigit() else None
-        self._spool = Spool()
+        self._spool = Spool("body")
+        self._opened = contextlib.ExitStack()
         self.whole = self._gone = self._sending = False
         # What an .npz holds is never told before all of it is in, so that its caller is never kept waiting either.
-        self._in_step = early or sent_as == bodies.NPZ
+        self._in_step = asked.get("early", False) or sent_as == bodies.NPZ
         self._came = 0
         self._expected: int | None = None
         self._moved = asyncio.Event()
@@ -192,10 +175,9 @@ class Upload:
     async def queries(self) -> AsyncIterator[PredictQuery]:
         """Some images at a time, with what goes with them; the last ones once all has come as announced."""
         if self._sent_as == bodies.NPZ:
-            with contextlib.ExitStack() as stack:
-                beside, images = await self._open_npz(stack)
-                async for query in self._queries(beside, lambda: asyncio.to_thread(images.read, _PIECE), None):
-                    yield query
+            beside, images = await self._open_npz()
+            async for query in self._queries(beside, lambda: asyncio.to_thread(images.read, _PIECE), None):
+                yield query
         else:
             async for query in self._queries({}, self._get, self._length):
                 yield query
@@ -216,11 +198,12 @@ class Upload:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         self._spool.close()
+        self._opened.close()
 
     async def _queries(
         self, beside: dict[str, NDArray[Any]], get: Callable[[], Any], length: int | None
     ) -> AsyncIterator[PredictQuery]:
-        rows = arrays.NpyRows("images")
+        rows = NpyRows("images")
         block = _BLOCK
         begun = ended = False
         while True:
@@ -247,7 +230,7 @@ class Upload:
                 ended = True
             yield self._query(beside, images, start)
 
-    def _begin(self, rows: arrays.NpyRows, beside: dict[str, NDArray[Any]], length: int | None) -> int:
+    def _begin(self, rows: NpyRows, beside: dict[str, NDArray[Any]], length: int | None) -> int:
         """Check what the header says; how many images to take at once."""
         assert rows.shape is not None
         self.count = rows.shape[0]
@@ -261,31 +244,35 @@ class Upload:
                 raise InvalidArgument(
                     f"{name}: {len(values)} rows, expected one for each of {self.count} images", field=name
                 )
-        if rows.row_bytes > self._limit:
-            raise PayloadTooLarge(f"images: {rows.row_bytes} bytes each, the limit is {self._limit}", field="images")
+        self.check_count()
+        if rows.row_bytes > self.limit:
+            raise PayloadTooLarge(f"images: {rows.row_bytes} bytes each, the limit is {self.limit}", field="images")
         # What is no set of images is looked at in one piece, so that what is said of it is about all of it.
         block = _BLOCK if len(rows.shape) > 2 else max(1, self.count)
-        return max(1, min(block, self._limit // max(1, rows.row_bytes), self._answers_limit // (4 * self._neurons)))
+        return max(1, min(block, self.limit // max(1, rows.row_bytes), self._answers_limit // (4 * self.neurons)))
 
     def _query(self, beside: dict[str, NDArray[Any]], images: NDArray[Any], start: int) -> PredictQuery:
         stop = start + len(images)
         found = {name: values[start:stop] if values.ndim == 2 else values for name, values in beside.items()}
-        query = bodies.build_query(self._mouse, {**found, "images": images}, self._parameters)
-        self.space = query.space
-        return query
+        return bodies.build_query(self._mouse, {**found, "images": images}, self._asked)
 
-    async def _open_npz(self, stack: contextlib.ExitStack) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
+    async def _open_npz(self) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
         """What is beside the images, and the images' `.npy`. Where it is in the archive is told only by its end."""
-        file = stack.enter_context(open_temporary())
+        file = self._opened.enter_context(open_temporary("body"))
         while data := await self._get():
-            await asyncio.to_thread(file.write, data)
-        allowed = (*bodies.ARRAYS, *self.apart)
-        found, images = await asyncio.to_thread(arrays.open_npz, stack, file, "images", allowed, self._limit)
-        for name in self.apart:
-            if name not in found:
-                raise InvalidArgument(f"{name}: missing", field=name)
-            self.apart[name] = found.pop(name)
-        return found, images
+            await asyncio.to_thread(write, file, data, "body")
+        return await asyncio.to_thread(self.read_npz, self._opened, file)
+
+    def read_npz(self, stack: contextlib.ExitStack, file: BinaryIO) -> tuple[dict[str, NDArray[Any]], BinaryIO]:
+        """What goes with the images in a whole `.npz`, and the images' `.npy`. Called in a thread, before any query.
+
+        Args:
+            stack: closes what is opened, with the upload.
+        """
+        return arrays.open_npz(stack, file, "images", bodies.ARRAYS, self.limit)
+
+    def check_count(self) -> None:
+        """Called once `count` is known, before any query. Raises InvalidArgument where it is not as expected."""
 
     async def _get(self) -> bytes:
         """What came next; empty at the end."""
@@ -320,8 +307,8 @@ class Upload:
         except InvalidArgument as error:
             self.whole = False
             self._spool.fail(error)
-        except OSError as error:
-            self._spool.fail(_no_room("body", error))
+        except ResourceExhausted as error:
+            self._spool.fail(error)
 
     def _check_length(self) -> None:
         """Raises InvalidArgument where more came than the `.npy`'s header says, or less in all."""
@@ -335,8 +322,3 @@ class Upload:
 
 def _wrong_length(expected: int, came: str) -> InvalidArgument:
     return InvalidArgument(f"images: by its header the .npy has {expected} bytes, {came}", field="images")
-
-
-def _no_room(what: str, error: OSError) -> ResourceExhausted:
-    log.error("what waits of a large request cannot be kept", exc_info=error)
-    return ResourceExhausted(f"{what}: the service has no room for it; send fewer images at once", field=what)

@@ -8,7 +8,7 @@ import contextlib
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..stimulus import Limits
+from ..limits import Limits
 
 
 class Discard:

@@ -8,17 +8,16 @@ from typing import Any
 
 from mousetwin.scores import METRICS
 
-from ..stimulus import Limits
+from ..limits import Limits
 from .bodies import JSON, NPY, NPZ
-
-Schema = dict[str, Any]
+from .parameters import PARAMETERS, Schema, taken_by
 
 _BINARY: Schema = {"type": "string", "format": "binary"}
 _STRINGS: Schema = {"type": "array", "items": {"type": "string"}}
 _NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
 _ROWS: Schema = {"type": "array", "items": _NUMBERS}
-_INTEGERS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
-_EACH: Schema = {"type": "array", "items": {**_INTEGERS, "maxItems": 1}, "minItems": 1}
+_INTEGERS: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1, "uniqueItems": True}
+_COLUMNS: Schema = {**_INTEGERS, "items": {"type": "integer", "minimum": 0}}
 _PAIR: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
 
 
@@ -36,7 +35,8 @@ def _ref(name: str) -> Schema:
 
 
 def _maybe(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
+    told = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": [{n: v for n, v in schema.items() if n != "description"}, {"type": "null"}], **told}
 
 
 _IMAGES: Schema = {
@@ -46,30 +46,35 @@ _IMAGES: Schema = {
     "unless `space` says otherwise; other numbers need `space`.",
     "items": {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "number"}, _NUMBERS]}}},
 }
-_CONDITION: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, B), or (B) for all images."}
+_BEHAVIOR: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, B), or (B) for all images."}
+_PUPIL_CENTER: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, 2), or (2) for all images."}
 _COTANGENT: Schema = {
     "anyOf": [_NUMBERS, _ROWS],
     "description": "(N, K), or (K) for all images: what each response counts for in the sum to be differentiated.",
 }
-_SPACE: Schema = {
-    "type": "string",
-    "enum": ["raw", "model"],
-    "description": "raw: gray level 0-255, behavior and pupil center as recorded. model: what the network takes.",
-}
-_CONDITION_SPACE: Schema = {**_SPACE, "description": "of behavior and pupil center, where it is not the images'"}
 _WARNINGS: Schema = {**_STRINGS, "description": "what was taken and is nearly always a mistake"}
 
-_NEURONS: Schema = {"anyOf": [_INTEGERS, _EACH]}
+
+def _chosen(several: Schema, description: str) -> Schema:
+    """Neurons: some, one, or one an image."""
+    each = {"type": "array", "items": {**several, "maxItems": 1}, "minItems": 1}
+    return {"anyOf": [several, each, several["items"]], "description": description}
+
+
+def _as_parameter(name: str) -> Schema:
+    (parameter,) = (p for p in PARAMETERS if p.name == name)
+    return {**parameter.schema, "description": parameter.description}
+
 
 _QUERY: dict[str, Schema] = {
-    "behavior": _maybe(_CONDITION),
-    "pupil_center": _maybe(_CONDITION),
-    "space": _maybe(_SPACE),
-    "condition_space": _maybe(_CONDITION_SPACE),
-    "neurons": _maybe({**_NEURONS, "description": "0-based columns to return; as rows of one, a neuron an image"}),
-    "unit_ids": _maybe({**_NEURONS, "description": "the recording's own ids instead of neurons"}),
-    "model": _maybe({"type": "string"}),
-    "version": _maybe({"type": ["string", "integer"]}),
+    "behavior": _maybe(_BEHAVIOR),
+    "pupil_center": _maybe(_PUPIL_CENTER),
+    "space": _maybe(_as_parameter("space")),
+    "condition_space": _maybe(_as_parameter("condition_space")),
+    "neurons": _maybe(_chosen(_COLUMNS, "0-based columns to return (K); or (N, 1), one for each image")),
+    "unit_ids": _maybe(_chosen(_INTEGERS, "the recording's own ids instead of neurons")),
+    "model": _maybe(_as_parameter("model")),
+    "version": _maybe({**_as_parameter("version"), "type": ["string", "integer"]}),
 }
 
 _SCHEMAS: dict[str, Schema] = {
@@ -161,6 +166,7 @@ _SCHEMAS: dict[str, Schema] = {
         {
             **{key: {"type": "string"} for key in ("mouse", "model", "version", "digest")},
             "defaults": _STRINGS,
+            "warnings": _WARNINGS,
             **{key: {"type": "integer"} for key in ("trials", "images", "neurons", "neurons_in_feve")},
             **dict.fromkeys(METRICS, _ref("Metric")),
         }
@@ -192,12 +198,12 @@ def _body(**content: Schema) -> Schema:
 
 def _problems(*statuses: int) -> Schema:
     what = {
-        400: "A field is malformed, out of range, missing or unwanted.",
+        400: "A field or a parameter is malformed, out of range, missing, unwanted or not known.",
         404: "No such mouse, model or version.",
         406: "None of the accepted media types is on offer.",
         413: "The request or its answer is over a size limit.",
         415: "The body is of no known media type, or compressed.",
-        429: "The queue is full.",
+        429: "The queue is full, or there is no room on the service's disk.",
         501: "The twin has no gradient.",
         503: "The service is shutting down.",
         504: "The deadline passed first.",
@@ -206,18 +212,21 @@ def _problems(*statuses: int) -> Schema:
     return {str(status): {"description": what[status], **problem} for status in statuses}
 
 
-def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+def _parameters(call: str) -> list[Schema]:
+    """Of a call, by its operationId: the mouse, and what `parameters` declares."""
+    mouse = {"name": "mouse", "in": "path", "required": True, "schema": {"type": "string"}, "description": "data_key"}
+    # As neurons=0,1; that they may come as a parameter each can only be told in words.
+    separated = {"style": "form", "explode": False}
+    return [
+        mouse,
+        *(
+            {"name": p.name, "in": "query", "description": p.description, "schema": p.schema}
+            | (separated if p.is_list else {})
+            for p in taken_by(call)
+        ),
+    ]
 
 
-_DTYPE = _query(
-    "dtype", "of the responses as .npy or .npz; float32", {"type": "string", "enum": ["float32", "float16"]}
-)
-_EARLY = _query(
-    "early",
-    "true: the answer to a .npy of any length begins while it still comes, for callers that read while they send",
-    {"type": "string", "enum": ["true", "false"]},
-)
 _ANSWERED = (
     "The answer is of the type that was sent unless Accept says otherwise. X-Mousetwin-Twin, -Digest and -Defaults "
     "tell how it came about; X-Mousetwin-Warnings, a JSON list, what is nearly always a mistake."
@@ -226,27 +235,6 @@ _ANSWERED = (
 
 def document(limits: Limits) -> Schema:
     """The OpenAPI 3.1 document."""
-    mouse = {"name": "mouse", "in": "path", "required": True, "schema": {"type": "string"}, "description": "data_key"}
-    which = [
-        _query("model", "needed where the mouse has several"),
-        _query("version", "the newest where it is left out"),
-    ]
-    integers = {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}
-    seconds = {"type": "number", "exclusiveMinimum": 0}
-    space = _query("space", _SPACE["description"], {"type": "string", "enum": ["raw", "model"]})
-    condition_space = _query(
-        "condition_space", _CONDITION_SPACE["description"], {"type": "string", "enum": ["raw", "model"]}
-    )
-    timeout = _query("timeout", "seconds after which the request is dropped", seconds)
-    asked = [
-        mouse,
-        *which,
-        space,
-        condition_space,
-        _query("neurons", "0-based columns to return, separated by commas", integers),
-        _query("unit_ids", "the recording's own ids instead of neurons", integers),
-        timeout,
-    ]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -264,7 +252,8 @@ def document(limits: Limits) -> Schema:
                         "200": _answer(
                             "One entry per mouse, model and version.",
                             **{JSON: _object({"mice": {"type": "array", "items": _ref("TwinSummary")}})},
-                        )
+                        ),
+                        **_problems(400),
                     },
                 }
             },
@@ -272,7 +261,7 @@ def document(limits: Limits) -> Schema:
                 "get": {
                     "operationId": "getMouse",
                     "summary": "Everything a twin's bundle tells",
-                    "parameters": [mouse, *which],
+                    "parameters": _parameters("getMouse"),
                     "responses": {"200": _answer("The twin.", **{JSON: _ref("Mouse")}), **_problems(400, 404)},
                 }
             },
@@ -284,7 +273,7 @@ def document(limits: Limits) -> Schema:
                     f"pupil_center, neurons, unit_ids. {_ANSWERED} A .npy may be of any length: it is worked on as "
                     "it comes and answered once it has come, as a .npy of the announced length, which ends early where "
                     "something fails on the way. So is an .npz over the limit.",
-                    "parameters": [*asked, _DTYPE, _EARLY],
+                    "parameters": _parameters("predict"),
                     "requestBody": _body(**{JSON: _ref("PredictRequest"), NPY: _BINARY, NPZ: _BINARY}),
                     "responses": {
                         "200": _answer(
@@ -301,7 +290,7 @@ def document(limits: Limits) -> Schema:
                     "summary": "Responses, and the gradient of a weighted sum of them",
                     "description": "As predict, with cotangent beside the images, as JSON or .npz; the answer holds "
                     f"responses and the gradients by input. {_ANSWERED}",
-                    "parameters": asked,
+                    "parameters": _parameters("gradient"),
                     "requestBody": _body(**{JSON: _ref("GradientRequest"), NPZ: _BINARY}),
                     "responses": {
                         "200": _answer(
@@ -316,10 +305,11 @@ def document(limits: Limits) -> Schema:
                 "post": {
                     "operationId": "score",
                     "summary": "How well the twin predicts recorded responses",
-                    "description": "An .npz of any length with images, responses (N, K), image_ids (N), and behavior "
-                    "and pupil_center where the twin takes them: the competition's metrics, of each neuron and as "
-                    "means. Raw responses are as recorded, model ones divided by each neuron's standard deviation.",
-                    "parameters": [mouse, *which, space, timeout],
+                    "description": "An .npz of any length, uncompressed, with images, responses (N, K), image_ids (N), "
+                    "and behavior and pupil_center where the twin takes them: the competition's metrics, of each "
+                    "neuron and as means. Raw responses are as recorded, model ones divided by each neuron's standard "
+                    "deviation.",
+                    "parameters": _parameters("score"),
                     "requestBody": _body(**{NPZ: _BINARY}),
                     "responses": {
                         "200": _answer("The scores.", **{JSON: _ref("Scores")}),
@@ -365,8 +355,11 @@ def page(document: Schema) -> str:
         for verb, operation in operations.items():
             parts.append(f"<h2><code>{verb.upper()} {_text(path)}</code></h2><p>{_text(operation['summary'])}. ")
             parts.append(f"{_text(operation.get('description', ''))}</p>")
-            rows = [(p["name"], p["in"], p.get("description", "")) for p in operation.get("parameters", ())]
-            parts.append(_table(("parameter", "in", "what"), rows))
+            taken = [
+                (p["name"], p["in"], _shape(p["schema"]), p.get("description", ""))
+                for p in operation.get("parameters", ())
+            ]
+            parts.append(_table(("parameter", "in", "type", "what"), taken))
             content = operation.get("requestBody", {}).get("content", {})
             parts.append(_table(("body", "what"), [(kind, _shape(c["schema"])) for kind, c in content.items()]))
             answers = [(code, _text_of(r), ", ".join(r["content"])) for code, r in operation["responses"].items()]
@@ -395,6 +388,8 @@ def _shape(schema: Schema) -> str:
         return f"list of {_shape(schema['items'])}"
     if "enum" in schema:
         return " or ".join(schema["enum"])
+    if isinstance(schema.get("type"), list):
+        return " or ".join(schema["type"])
     return str(schema.get("format") or schema.get("type", "any"))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from mousetwin.errors import Cancelled, InvalidArgument, MousetwinError, PayloadTooLarge
@@ -18,13 +17,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..service import TwinService
-from . import bodies, bulk, media, openapi
+from . import bodies, bulk, media, openapi, parameters, scoring
 from .cors import with_cors
 from .discard import Discard
 from .errors import as_domain_error, http_status, new_request_id
 
 _LARGE_BYTES = 1 << 20
-Endpoint = Callable[[Request], Awaitable[Response]]
+# What is asked of a call: the request, and its query parameters as `parameters.read` gives them.
+Endpoint = Callable[[Request, Mapping[str, Any]], Awaitable[Response]]
 
 
 def build_app(service: TwinService, cors_origins: tuple[str, ...] = ()) -> ASGIApp:
@@ -40,11 +40,11 @@ def build_app(service: TwinService, cors_origins: tuple[str, ...] = ()) -> ASGIA
     rest = _Rest(service)
     app = Starlette(
         routes=[
-            Route("/v1/mice", rest.endpoint("ListMice", rest.list_mice)),
-            Route("/v1/mice/{mouse}", rest.endpoint("GetMouse", rest.get_mouse)),
-            Route("/v1/mice/{mouse}/predict", rest.endpoint("Predict", rest.predict), methods=["POST"]),
-            Route("/v1/mice/{mouse}/gradient", rest.endpoint("Gradient", rest.gradient), methods=["POST"]),
-            Route("/v1/mice/{mouse}/score", rest.endpoint("Score", rest.score), methods=["POST"]),
+            Route("/v1/mice", rest.endpoint("listMice", rest.list_mice)),
+            Route("/v1/mice/{mouse}", rest.endpoint("getMouse", rest.get_mouse)),
+            Route("/v1/mice/{mouse}/predict", rest.endpoint("predict", rest.predict), methods=["POST"]),
+            Route("/v1/mice/{mouse}/gradient", rest.endpoint("gradient", rest.gradient), methods=["POST"]),
+            Route("/v1/mice/{mouse}/score", rest.endpoint("score", rest.score), methods=["POST"]),
             Route("/livez", rest.live),
             Route("/readyz", rest.is_ready),
             Route("/metrics", rest.metrics),
@@ -63,9 +63,11 @@ class _Rest:
         self._service = service
         self._document = openapi.document(service.limits)
 
-    def endpoint(self, call: str, answer: Endpoint) -> Endpoint:
-        """`answer` with its errors turned to problems, a request id on every answer, and counted."""
+    def endpoint(self, operation: str, answer: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """`answer` given its query parameters, its errors turned to problems, a request id on each answer, counted."""
         metrics = self._service.metrics
+        # As gRPC calls it.
+        call = operation[0].upper() + operation[1:]
         seconds = metrics.request_seconds.labels("rest", call)
 
         async def handle(request: Request) -> Response:
@@ -73,7 +75,9 @@ class _Rest:
             request_id = new_request_id()
             code = "OK"
             try:
-                response = await answer(request)
+                _check_headers(request)
+                asked = parameters.read(request.query_params.multi_items(), operation)
+                response = await answer(request, asked)
             except HTTPException as error:
                 code = f"HTTP_{error.status_code}"
                 response = await _http_problem(request, error)
@@ -95,27 +99,25 @@ class _Rest:
 
         return handle
 
-    async def list_mice(self, request: Request) -> Response:
+    async def list_mice(self, request: Request, asked: Mapping[str, Any]) -> Response:
         return _json({"mice": self._service.list_mice()})
 
-    async def get_mouse(self, request: Request) -> Response:
-        ref = bodies.twin_of(request.path_params["mouse"], request.query_params)
-        return _json(self._service.get_mouse(ref))
+    async def get_mouse(self, request: Request, asked: Mapping[str, Any]) -> Response:
+        return _json(self._service.get_mouse(bodies.twin_of(request.path_params["mouse"], asked)))
 
-    async def predict(self, request: Request) -> Response:
+    async def predict(self, request: Request, asked: Mapping[str, Any]) -> Response:
         types = (bodies.JSON, bodies.NPY, bodies.NPZ)
         sent_as = media.sent_as(request.headers, types)
-        early = _early(request)
         if self._is_bulk(request, sent_as, media.answer_as(request.headers, sent_as, types)):
             # Rows that are sent as they are ready are a .npy, whatever came.
             media.answer_as(request.headers, bodies.NPY, (bodies.NPY,))
-            return await bulk.answer(request, self._service, sent_as, _deadline(request), early=early)
-        return await self._answer(request, types, gradient=False)
+            return await bulk.answer(request, self._service, sent_as, asked, _deadline(asked))
+        return await self._answer(request, types, asked, gradient=False)
 
-    async def score(self, request: Request) -> Response:
+    async def score(self, request: Request, asked: Mapping[str, Any]) -> Response:
         media.sent_as(request.headers, (bodies.NPZ,))
         media.answer_as(request.headers, bodies.JSON, (bodies.JSON,))
-        return await bulk.score(request, self._service, _deadline(request))
+        return await scoring.score(request, self._service, asked, _deadline(asked))
 
     def _is_bulk(self, request: Request, sent_as: str, answer_as: str) -> bool:
         """Whether a body is worked on as it comes."""
@@ -127,20 +129,22 @@ class _Rest:
             return not length.isdigit() or int(length) > min(limit, _LARGE_BYTES)
         return sent_as == bodies.NPZ and length.isdigit() and int(length) > limit
 
-    async def gradient(self, request: Request) -> Response:
+    async def gradient(self, request: Request, asked: Mapping[str, Any]) -> Response:
         # One .npy has no room for images and cotangent.
-        return await self._answer(request, (bodies.JSON, bodies.NPZ), gradient=True)
+        return await self._answer(request, (bodies.JSON, bodies.NPZ), asked, gradient=True)
 
-    async def _answer(self, request: Request, types: tuple[str, ...], *, gradient: bool) -> Response:
-        deadline = _deadline(request)
+    async def _answer(
+        self, request: Request, types: tuple[str, ...], asked: Mapping[str, Any], *, gradient: bool
+    ) -> Response:
+        deadline = _deadline(asked)
         sent_as = media.sent_as(request.headers, types)
         answer_as = media.answer_as(request.headers, sent_as, types)
-        dtype = bodies.answer_dtype(request.query_params)
+        dtype = bodies.answer_dtype(asked)
         body = await self._body(request)
 
         def read() -> PredictQuery:
             limit, mouse = self._service.limits.request_bytes, request.path_params["mouse"]
-            return bodies.read_query(mouse, sent_as, body, request.query_params, limit, gradient=gradient)
+            return bodies.read_query(mouse, sent_as, body, asked, limit, gradient=gradient)
 
         # Parsing a large body takes long enough to hold up everyone else in the event loop.
         query = await asyncio.to_thread(read) if len(body) > _LARGE_BYTES else read()
@@ -208,24 +212,15 @@ class _Rest:
         return RedirectResponse("/docs")
 
 
-def _deadline(request: Request) -> float | None:
-    text = request.query_params.get("timeout")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidArgument(f"timeout: {text[:80]!r}, expected seconds, more than 0", field="timeout")
-    return time.monotonic() + seconds
+def _check_headers(request: Request) -> None:
+    """Raises InvalidArgument for what only TorchServe takes as headers, and would be ignored here."""
+    for name in request.headers:
+        if name.startswith(parameters.HEADER_PREFIX):
+            raise InvalidArgument(f"{name[:80]}: not a header here, expected a query parameter", field=name[:80])
 
 
-def _early(request: Request) -> bool:
-    text = request.query_params.get("early", "false")
-    if text not in ("true", "false"):
-        raise InvalidArgument(f"early: {text[:80]!r}, expected 'true' or 'false'", field="early")
-    return text == "true"
+def _deadline(asked: Mapping[str, Any]) -> float | None:
+    return time.monotonic() + asked["timeout"] if "timeout" in asked else None
 
 
 async def _disconnected(request: Request) -> None:

@@ -6,27 +6,26 @@ TorchServe finds it through the few lines that `mousetwin archive` puts into eve
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
 from mousetwin import wire
-from mousetwin.errors import MousetwinError, NotFound, Unimplemented
+from mousetwin.errors import InvalidArgument, MousetwinError, NotFound, Unimplemented
 from mousetwin.query import GradientAnswer, Prediction, PredictQuery
 from mousetwin.v1 import digital_twin_pb2 as pb
 from starlette.exceptions import HTTPException
 
 from .. import bundle
-from ..api import bodies, media
+from ..api import bodies, media, parameters
 from ..api.errors import as_domain_error, http_status, new_request_id
 from ..device import choose
+from ..limits import Limits
 from ..repository import folders, resolve
-from ..stimulus import Limits
 from ..twin import Twin, summarize
 
-# What our REST takes as query parameters comes as headers: x-mousetwin-neurons: 1,2
-_PREFIX = "x-mousetwin-"
 _TYPES = (bodies.JSON, bodies.NPY, bodies.NPZ)
 _loaded: dict[str, Callable[[Any, Any], list[bytes]]] = {}
 
@@ -35,6 +34,8 @@ def handle(data: Any, context: Any) -> list[bytes] | None:
     """TorchServe's entry point: called once without data to get ready, then with a list of requests."""
     folder = Path(context.system_properties["model_dir"])
     if data is None:
+        # TorchServe would read JSON itself, and forget what is said twice.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         catalog = context.model_yaml_config.get("catalog")
         _loaded[str(folder)] = _Catalog(folder) if catalog else _Served(folder, context)
         return None
@@ -86,28 +87,28 @@ class _Served:
         """A body as our REST takes it, answered as our REST does; the status is told through the context."""
         # TorchServe tells its own in a header.
         request_id = context.get_request_id(index) or new_request_id()
-        sent = {name.lower(): value for name, value in context.get_all_request_header(index).items() if value}
+        headers: Mapping[str, str] = context.get_all_request_header(index)
+        sent = {name.lower(): value for name, value in headers.items() if value}
         try:
             kind = media.sent_as(sent, _TYPES)
             answered = media.answer_as(sent, kind, _TYPES)
             # TorchServe keeps query parameters to itself.
-            parameters = {n.removeprefix(_PREFIX): value for n, value in sent.items() if n.startswith(_PREFIX)}
-            dtype = bodies.answer_dtype(parameters)
-            body = _body(item.get("body", item.get("data", b"")))
-            query = bodies.read_query(self._key[0], kind, body, parameters, self._limits.request_bytes, gradient=False)
+            asked = parameters.read_headers(headers.items(), "predict")
+            body = bytes(item.get("body", item.get("data", b"")))
+            query = bodies.read_query(self._key[0], kind, body, asked, self._limits.request_bytes, gradient=False)
             answer = self._answer(query)
-            status, content = 200, bodies.write_answer(answer, answered, dtype)
-            headers = bodies.headers_of(answer)
+            status, content = 200, bodies.write_answer(answer, answered, bodies.answer_dtype(asked))
+            told = bodies.headers_of(answer)
         except HTTPException as error:
-            status, answered, headers = error.status_code, media.PROBLEM, dict(error.headers or {})
+            status, answered, told = error.status_code, media.PROBLEM, dict(error.headers or {})
             content = media.problem(status, error.detail)
         except Exception as failure:
             domain = as_domain_error(failure, request_id)
-            status, answered, headers = http_status(domain), media.PROBLEM, {}
+            status, answered, told = http_status(domain), media.PROBLEM, {}
             content = media.problem(status, str(domain), domain)
         context.set_response_status(status, "", index)
         context.set_response_content_type(index, answered)
-        for name, value in headers.items():
+        for name, value in told.items():
             context.set_response_header(index, name, value)
         return content
 
@@ -141,6 +142,9 @@ def _reply(item: Mapping[str, Any], answer: Callable[[str, bytes], Message], req
     """A `Reply`: TorchServe's gRPC has no statuses of ours, so errors travel inside."""
     request_id = request_id or new_request_id()
     try:
+        for name in item:
+            if name not in ("call", "request"):
+                raise InvalidArgument(f"{name[:80]}: not an input here, expected call and request", field=name[:80])
         message = answer(_text(item.get("call", b"")), bytes(item.get("request", b"")))
         reply = pb.Reply(response=message.SerializeToString())
     except Exception as failure:
@@ -152,10 +156,3 @@ def _reply(item: Mapping[str, Any], answer: Callable[[str, bytes], Message], req
 
 def _text(value: Any) -> str:
     return bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else str(value)
-
-
-def _body(value: Any) -> bytes:
-    # TorchServe has decoded what it could of JSON.
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
-    return value.encode() if isinstance(value, str) else json.dumps(value).encode()

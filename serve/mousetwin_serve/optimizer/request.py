@@ -14,8 +14,8 @@ from mousetwin.query import Space
 from numpy.typing import NDArray
 
 from ..batch import Float
+from ..limits import Limits
 from ..memory import on_host
-from ..stimulus import Limits
 from ..twin import Twin
 from .ascent import Plan
 from .constraints import Constraints, Double, Put

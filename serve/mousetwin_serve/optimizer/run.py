@@ -15,8 +15,8 @@ from mousetwin.query import Space, TwinRef
 from numpy.typing import NDArray
 
 from ..device import Device
+from ..limits import Limits
 from ..memory import on_host
-from ..stimulus import Limits
 from ..twin import Twin, check_finite
 from .ascent import Found, Step, ascend
 from .objective import Ask

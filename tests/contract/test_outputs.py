@@ -342,7 +342,8 @@ def start(folder: Path, server: str, *arguments: str) -> subprocess.Popen[str]:
     """`mousetwin predict images.npy --out r.npy` for the busy twin."""
     if not (folder / "images.npy").exists():
         np.save(folder / "images.npy", MANY)
-    given = ["images.npy", "--mouse", "busy", "--out", "r.npy", "--server", server, *arguments]
+    out = [] if "--out" in arguments else ["--out", "r.npy"]
+    given = ["images.npy", "--mouse", "busy", *out, "--server", server, *arguments]
     return subprocess.Popen(
         [sys.executable, "-m", "mousetwin.cli", "predict", *given],
         cwd=folder,

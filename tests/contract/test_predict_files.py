@@ -45,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
 
 def predict(folder: Path, server: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """`mousetwin predict images.npy --out r.npy` for the busy twin."""
-    given = ["images.npy", "--mouse", "busy", "--out", "r.npy", "--server", server, *arguments]
+    out = [] if "--out" in arguments else ["--out", "r.npy"]
+    given = ["images.npy", "--mouse", "busy", *out, "--server", server, *arguments]
     return subprocess.Popen(
         [sys.executable, "-m", "mousetwin.cli", "predict", *given],
         cwd=folder,

@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-# Where answers come from and go to: what wraps a command has its own, and whoever calls that says otherwise.
-_PLACES = {"--server", "--out", "--host", "--http-port", "--grpc-port"}
+# Where a service is: what wraps a command has its own, and whoever calls that says otherwise.
+_PLACES = {"--server", "--host", "--http-port", "--grpc-port"}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ ENV PYTHONUNBUFFERED=1
 EXPOSE 8000 8001
 VOLUME /models
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as http; http.build_opener(http.ProxyHandler({})).open('http://127.0.0.1:8000/readyz', timeout=2)"]
 CMD ["mousetwin", "serve", "--models", "/models", "--host", "0.0.0.0"]
 
 FROM base AS gpu

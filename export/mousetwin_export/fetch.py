@@ -6,11 +6,13 @@ import hashlib
 import http.client
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mousetwin.transport import HostPort
 from mousetwin_serve import bundle
 
 from .checkpoint import read_checkpoint
@@ -179,7 +181,10 @@ def download(url: str, progress: Callable[[int, int], None]) -> bytes:
     """
     data = bytearray()
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+        # A proxy is for what is elsewhere.
+        here = HostPort(urllib.parse.urlsplit(url).hostname or "", 0).is_loopback
+        opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
+        with opener.open(url, timeout=_TIMEOUT_SECONDS) as response:
             total = int(response.headers.get("Content-Length") or 0)
             while chunk := response.read(1 << 16):
                 data += chunk

@@ -46,17 +46,36 @@ def serve_command(commands: Any) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
+    from mousetwin.console import warn
+
+    from .hosts.signals import Stopped, stop_at_once
+
+    stop_at_once()
+    try:
+        return _serve(args)
+    except Stopped as stopped:
+        warn(f"mousetwin: stopped by {stopped.name}")
+        return stopped.status
+
+
+def _serve(args: argparse.Namespace) -> int:
     # Only here, so that the other commands do not wait for the web stack to load.
     import asyncio
     import logging
-    import sys
 
+    from mousetwin.console import warn
     from mousetwin.errors import NotFound
+
+    from .hosts.listening import Addresses
+
+    addresses = Addresses(args.host, args.http_port, args.grpc_port)
+    # Before anything that may take long.
+    addresses.check()
 
     from .api.cors import check_origins
     from .batcher import BatchSettings
     from .device import choose
-    from .hosts.standalone import Addresses, serve
+    from .hosts.standalone import serve
     from .limits import Limits
     from .repository import DEMO_MODELS, Repository
     from .service import TwinService
@@ -69,14 +88,14 @@ def _run_serve(args: argparse.Namespace) -> int:
     models = args.models or DEMO_MODELS
     repository = Repository.load(models, devices, limits)
     for line in repository.refused.values():
-        print(f"mousetwin: {line}", file=sys.stderr)
+        warn(f"mousetwin: {line}")
     if not repository.twins:
         raise NotFound(f"{models}: no twin in it can be served, expected MOUSE/MODEL/VERSION/bundle.json")
     settings = BatchSettings(max_batch=args.max_batch, max_queued=args.max_queue)
-    addresses = Addresses(args.host, args.http_port, args.grpc_port, tuple(args.cors_origin))
 
     async def main() -> None:
-        await serve(TwinService(repository, limits=limits, batching=settings), addresses, devices)
+        service = TwinService(repository, limits=limits, batching=settings)
+        await serve(service, addresses, devices, tuple(args.cors_origin))
 
     asyncio.run(main())
     return 0

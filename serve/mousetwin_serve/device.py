@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -30,7 +31,7 @@ class Device:
 
     Attributes:
         kind: "cpu" or "cuda".
-        why: what decided.
+        why: which GPU it is; of the CPU, why it is not a GPU although there is one.
         threads: CPU cores to use; 0 for all.
         index: which of the GPUs.
         tf32: whether a GPU may round what it multiplies to 10 bits.
@@ -99,7 +100,7 @@ class Device:
         return on_gpu(array, self.index) if self.kind == "cuda" else array
 
 
-CPU = Device("cpu", "asked for")
+CPU = Device("cpu", "")
 
 
 def choose(asked: str, threads: int = 0, *, tf32: bool = False) -> tuple[Device, ...]:
@@ -123,11 +124,19 @@ def choose(asked: str, threads: int = 0, *, tf32: bool = False) -> tuple[Device,
     except DeviceError as error:
         if asked != "auto":
             raise DeviceError(f"--device {asked}: {error}", field="device") from None
-        return (Device("cpu", str(error), threads),)
+        # What is wrong with a GPU is told only where there may be one.
+        return (Device("cpu", str(error) if _is_nvidia_here() else "", threads),)
     if found[1] and int(found[1]) >= len(names):
         raise DeviceError(f"--device {asked}: there are {len(names)} GPUs, counted from 0", field="device")
     indexes = [int(found[1])] if found[1] else range(len(names))
     return tuple(Device("cuda", names[index], threads, index, tf32) for index in indexes)
+
+
+def told(devices: Sequence[Device]) -> str:
+    """The devices, for people."""
+    if devices[0].kind == "cuda":
+        return f"cuda: {', '.join(device.why for device in devices)}"
+    return f"the CPU (no GPU is used: {devices[0].why})" if devices[0].why else "the CPU"
 
 
 def usable_gpus() -> list[str]:
@@ -196,6 +205,15 @@ def _driver() -> tuple[list[str], str]:
         driver.cuDeviceGetName(name, len(name), handle)
         names.append(name.value.decode())
     return names, f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _is_nvidia_here() -> bool:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    try:
+        return bool(_driver()[0])
+    except DeviceError:
+        return False
 
 
 def _loader_says() -> str:

@@ -67,7 +67,7 @@ class LocalTransport:
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
         return (self.ask(query, timeout) for query in queries)
 
-    def open_stream(self, wait: float) -> LocalStream:
+    def open_stream(self) -> LocalStream:
         return LocalStream(self)
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:

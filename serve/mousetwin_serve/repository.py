@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,12 @@ def folders(models: Path) -> list[Path]:
     Raises:
         NotFound: no such folder of models.
     """
-    if not models.is_dir():
-        raise NotFound(f"{models}: no such folder of exported twins", field="models")
+    try:
+        # Listed, since what cannot be read looks empty to `glob`.
+        os.listdir(models)
+    except OSError as error:
+        why = "" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else f": {error.strerror}"
+        raise NotFound(f"{models}: no such folder of exported twins{why}", field="models") from None
     found = sorted(models.glob("*/*/*"), key=_by_version)
     return [folder for folder in found if folder.is_dir() and not any(map(is_skipped, folder.parts[-3:]))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import mousetwin
 import mousetwin.aio
@@ -151,3 +152,37 @@ def test_nobody_there() -> None:
                 await twins.mice()
 
     asyncio.run(ask())
+
+
+def test_it_is_made_anywhere_and_asked_in_one_loop_after_the_other(server_address: str) -> None:
+    twins = mousetwin.aio.connect(server_address, timeout=60)
+    mouse = asyncio.run(twins.mouse("demo"))
+
+    async def ask() -> tuple[mousetwin.Responses, mousetwin.Responses]:
+        return await mouse.predict(IMAGES[:2]), await mouse.predict(IMAGES)
+
+    few, many = asyncio.run(ask())
+    np.testing.assert_allclose(many[:2], few, atol=1e-6)
+
+    def in_a_thread(number: int) -> mousetwin.Responses:
+        return asyncio.run(mouse.predict(IMAGES[number : number + 1]))
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = np.concatenate(list(pool.map(in_a_thread, range(12))))
+    np.testing.assert_allclose(answers, many[:12], atol=1e-6)
+
+    async def close() -> None:
+        await twins.close()
+        with pytest.raises(mousetwin.Unavailable, match="closed"):
+            await mouse.predict(IMAGES)
+
+    asyncio.run(close())
+    for closed in (lambda: mouse.predict(IMAGES[:1]), lambda: mouse.optimize([0], steps=1), twins.mice):
+        with pytest.raises(mousetwin.Unavailable, match="closed"):
+            asyncio.run(closed())
+
+
+def test_it_says_where_no_loop_runs() -> None:
+    question = mousetwin.aio.connect("127.0.0.1:8001").mice()
+    with pytest.raises(mousetwin.MousetwinError, match="no asyncio event loop is running"):
+        question.send(None)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import multiprocessing
+import os
 import pickle
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import mousetwin
 import mousetwin.aio
 import numpy as np
 import pytest
 from mousetwin import errors
-from mousetwin.transport import open_transport
+from mousetwin.transport import open_transport, parse_host_port
 from numpy.testing import assert_allclose, assert_array_equal
 
 RNG = np.random.default_rng(0)
@@ -53,17 +59,144 @@ def nobody() -> str:
 def test_nothing_listens(nobody: str) -> None:
     with mousetwin.connect(nobody, timeout=60) as twins:
         for ask in (twins.mice, lambda: twins["demo"], lambda: list(twins)):
-            with pytest.raises(mousetwin.Unavailable, match=nobody) as caught:
+            with pytest.raises(mousetwin.Unavailable) as caught:
                 ask()
             assert isinstance(caught.value, ConnectionError)
+            assert str(caught.value) == (
+                f"no answer from {nobody}: connection refused; is the service running? start it with 'mousetwin serve'"
+            )
 
 
-@pytest.mark.parametrize("address", ["", "nowhere", "8001", "host:", "host:port", "http://127.0.0.1:8001"])
-def test_addresses_that_are_none(address: str) -> None:
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", "it speaks HTTP and not gRPC"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "it speaks no gRPC"),
+    ],
+)
+def test_a_port_that_speaks_something_else(says: bytes, expected: str) -> None:
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(says)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        for scheme, hint in (("", "mousetwin is usually 8001"), ("torchserve://", "torchserve is usually 7070")):
+            with mousetwin.connect(scheme + address, timeout=60) as twins:
+                with pytest.raises(mousetwin.Unavailable) as caught:
+                    twins.mice()
+                assert str(caught.value) == f"no answer from {address}: {expected}; the gRPC port of {hint}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+ADDRESSES = {
+    "": "no host and port",
+    "nowhere": "no host and port",
+    "8001": "no host and port",
+    "host:": "no host and port",
+    ":8001": "no host and port",
+    "host:port": "no host and port",
+    "host:80²": "no host and port",
+    "host:-1": "no host and port",
+    "host:8001/": "no host and port",
+    "host:8001/v1": "no host and port",
+    "host/:8001": "no host and port",
+    "user@host:8001": "no host and port",
+    "a:b:8001": "no host and port",
+    "ipv4:127.0.0.1:8001": "no host and port",
+    "host:0": "the port 0, expected one from 1 to 65535",
+    "host:65536": "the port 65536, expected one from 1 to 65535",
+    "127.0.0.1:73537": "the port 73537, expected one from 1 to 65535",
+    "[::1]:99999": "the port 99999, expected one from 1 to 65535",
+    "host:" + "9" * 5000: "the port 99999999999999999999, expected one from 1 to 65535",
+    " 127.0.0.1:8001": "white space",
+    "127.0.0.1:8001\n": "white space",
+    "127.0.0.1: 8001": "white space",
+    "::1:8001": "expected '[::1]:8001'",
+    "fe80::1:2:8001": "expected '[fe80::1:2]:8001'",
+    "::1": "without brackets, expected '[::1]:8001'",
+    "[::1]": "no host and port",
+    "[127.0.0.1]:8001": "no IPv6 address in its brackets",
+    "[nowhere]:8001": "no IPv6 address in its brackets",
+    "http://127.0.0.1:8000": "is an HTTP address, expected that of gRPC",
+    "HTTPS://mice.example.org": "is an HTTP address, expected that of gRPC",
+    "grpc://127.0.0.1:8001": "the scheme 'grpc'",
+    "dns:///host:8001": "the scheme 'dns'",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize(("connect", "scheme"), [("", ""), ("", "torchserve://"), ("aio", "")])
+def test_addresses_that_are_none(address: str, connect: str, scheme: str) -> None:
     with pytest.raises(mousetwin.InvalidArgument) as caught:
-        mousetwin.connect(address)
+        (mousetwin.aio if connect else mousetwin).connect(scheme + address)
     assert caught.value.field == "address"
-    assert address in str(caught.value)
+    assert repr(scheme + address) in str(caught.value)
+    assert ADDRESSES[address] in str(caught.value)
+
+
+def test_an_address_that_is_no_text() -> None:
+    for connect in (mousetwin.connect, mousetwin.aio.connect):
+        with pytest.raises(mousetwin.InvalidArgument, match="address: int, expected"):
+            connect(8001)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("127.0.0.1:8001", True),
+        ("127.8.9.10:8001", True),
+        ("localhost:8001", True),
+        ("LocalHost.:8001", True),
+        ("box.localhost:8001", True),
+        ("[::1]:8001", True),
+        ("[::ffff:127.0.0.1]:8001", True),
+        ("0.0.0.0:8001", True),
+        ("10.0.0.1:8001", False),
+        ("[2001:db8::1]:8001", False),
+        ("[fe80::1%eth0]:8001", False),
+        ("localhost.example.org:8001", False),
+        ("127.0.0.1.example.org:8001", False),
+        ("gpu_box:8001", False),
+        ("bücher.example.org:8001", False),
+    ],
+)
+def test_addresses_of_this_machine(address: str, is_here: bool) -> None:
+    found = parse_host_port(address)
+    assert str(found) == address
+    assert found.is_loopback == is_here
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_is_not_asked_for_this_machine(
+    variable: str, server_address: str, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://{nobody}")
+    port = server_address.rpartition(":")[2]
+    for address in (server_address, f"localhost:{port}"):
+        with mousetwin.connect(address, timeout=60) as twins:
+            assert "demo" in twins
+
+    async def ask() -> list[mousetwin.TwinSummary]:
+        async with mousetwin.aio.connect(server_address, timeout=60) as twins:
+            return await twins.mice()
+
+    assert asyncio.run(ask())
+    with mousetwin.connect(f"torchserve://{server_address}") as twins, pytest.raises(mousetwin.Unimplemented):
+        twins.mice()
+    # Elsewhere it is: this name has no address, and only the proxy would find one.
+    with mousetwin.connect("mice.invalid:8001", timeout=60) as twins, pytest.raises(mousetwin.Unavailable) as caught:
+        twins.mice()
+    assert "refused" in str(caught.value)
 
 
 def test_a_scheme_that_nothing_serves() -> None:
@@ -404,3 +537,141 @@ def test_the_client_for_asyncio_where_nothing_listens(nobody: str) -> None:
 
     with pytest.raises(mousetwin.Unavailable, match=nobody):
         asyncio.run(ask())
+
+
+# --- forked processes
+
+# Before, gRPC's own fork handlers are no help, and are left off.
+FORKS = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 80)
+IN_VAIN = "this process was forked while gRPC was in use, and GRPC_ENABLE_FORK_SUPPORT is off: "
+FORKED = """
+import multiprocessing, os, sys
+import mousetwin, numpy as np
+
+images = np.random.default_rng(0).integers(0, 256, (70, 36, 64)).astype(np.uint8)
+twins = mousetwin.connect(sys.argv[1], timeout=60)
+mouse = twins["demo"]
+right = mouse.predict(images)
+
+def is_right(answer):
+    return np.allclose(answer, right[: len(answer)], atol=1e-5)
+
+def in_child(ask):
+    if not (child := os.fork()):
+        try:
+            print(ask(), flush=True)
+        except mousetwin.MousetwinError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+"""
+FORKED_POOL = """
+def ask(number):
+    with mousetwin.connect(sys.argv[1], timeout=60) as own:
+        answers = [mouse.predict(images[:3]), mouse.predict(images), own["demo"].predict(images[:3])]
+    twins.close()
+    return all(map(is_right, answers))
+
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    print(pool.map(ask, range(3), 1))
+assert is_right(mouse.predict(images))
+"""
+# What the parent waits for, its child may ask for again.
+FORKED_SESSION = """
+session = mouse.session()
+session.send_predict(images[:1])
+
+def ask():
+    answers = [session.receive(), session.predict(images[:2]), mouse.predict(images[:3])]
+    session.close()
+    return all(map(is_right, answers))
+
+in_child(ask)
+assert is_right(session.receive())
+for _ in range(3):
+    assert is_right(session.predict(images[:2]))
+    in_child(lambda: is_right(session.predict(images[:1])))
+session.close()
+"""
+FORKED_IN_A_CALL = """
+def fork(report):
+    in_child(lambda: mouse.predict(images[:1]))
+
+assert mouse.optimize([0], steps=1, on_report=fork).images.shape == (1, 36, 64)
+"""
+
+FORKED_ASYNCIO = """
+import asyncio, os, sys
+import mousetwin, mousetwin.aio
+
+async def mice(twins):
+    return len(await twins.mice())
+
+async def once():
+    async with mousetwin.aio.connect(sys.argv[1], timeout=60) as twins:
+        return await mice(twins)
+
+def in_child(ask):
+    if not (child := os.fork()):
+        try:
+            print(asyncio.run(ask), flush=True)
+        except mousetwin.MousetwinError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+    ask.close()
+    os.waitpid(child, 0)
+
+twins = mousetwin.aio.connect(sys.argv[1], timeout=60)
+in_child(mice(twins))
+assert asyncio.run(once()) == 1
+in_child(mice(twins))
+assert asyncio.run(mice(twins)) == 1
+in_child(mice(twins))
+assert asyncio.run(mice(twins)) == 1
+"""
+
+
+def forked(script: str, address: str, **environment: str) -> list[str]:
+    """What a script prints; its exit is a failure of the test."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, address]
+    surroundings = {**os.environ, **environment}
+    if not environment:
+        surroundings.pop("GRPC_ENABLE_FORK_SUPPORT", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_asks_too(server_address: str) -> None:
+    if FORKS:
+        assert forked(FORKED + FORKED_POOL, server_address) == ["[True, True, True]"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_goes_on_with_a_session(server_address: str) -> None:
+    lines = forked(FORKED + FORKED_SESSION, server_address)
+    assert len(lines) == 4
+    assert all(line == "True" if FORKS else line.startswith(IN_VAIN) for line in lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_says_where_it_could_only_wait(server_address: str) -> None:
+    script = f"{FORKED}\nin_child(lambda: mouse.predict(images[:1]))"
+    (line,) = forked(script, server_address, GRPC_ENABLE_FORK_SUPPORT="0")
+    assert line.startswith(IN_VAIN)
+    script = f"{FORKED}{FORKED_IN_A_CALL}"
+    lines = forked(script, server_address)
+    assert lines
+    for line in lines:
+        assert line.startswith("this process was forked while a call was under way: " if FORKS else IN_VAIN)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_asks_by_asyncio_too(server_address: str) -> None:
+    before, between, after = forked(FORKED_ASYNCIO, server_address)
+    assert before == "1"
+    assert between == "1" if FORKS else between.startswith(IN_VAIN)
+    assert after.startswith("this process was forked while an asyncio client was there" if FORKS else IN_VAIN)

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from bundles import BUSY, FULL, IMAGE_ONLY
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from mousetwin.cli import main
 from mousetwin.v1 import digital_twin_pb2 as pb
 from numpy.testing import assert_allclose
@@ -44,17 +45,30 @@ def test_health(service: Service, name: str) -> None:
         assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
 
 
-def test_reflection_tells_the_contract(service: Service) -> None:
+@pytest.mark.parametrize("version", ["v1alpha", "v1"])
+def test_reflection_tells_the_contract(service: Service, version: str) -> None:
     with grpc.insecure_channel(service.grpc) as channel:
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        # The two versions differ in this name alone.
+        reflection: Any = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
 
         def ask(**question: str) -> Any:
-            return next(
-                reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**question)]), timeout=30)
-            )
+            return next(reflection(iter([reflection_pb2.ServerReflectionRequest(**question)]), timeout=30))
 
         names = {s.name for s in ask(list_services="").list_services_response.service}
-        assert {"mousetwin.v1.DigitalTwin", "grpc.health.v1.Health"} <= names
+        ours = {"mousetwin.v1.DigitalTwin", "grpc.health.v1.Health"}
+        assert names == ours | {f"grpc.reflection.{either}.ServerReflection" for either in ("v1alpha", "v1")}
+        # Whatever is listed can be described, as grpcurl and grpcui do: the files make up a whole.
+        for name in names:
+            answer = ask(file_containing_symbol=name).file_descriptor_response
+            pool = DescriptorPool()
+            for data in reversed(answer.file_descriptor_proto):
+                pool.AddSerializedFile(data)
+            assert pool.FindServiceByName(name).methods
+        assert ask(file_containing_symbol="mousetwin.v1.Nothing").error_response.error_code == 5
         found = ask(file_containing_symbol="mousetwin.v1.DigitalTwin").file_descriptor_response.file_descriptor_proto
         files = [FileDescriptorProto.FromString(data) for data in found]
         methods = {m.name for f in files for s in f.service for m in s.method}

@@ -21,20 +21,21 @@ from numpy.typing import ArrayLike
 
 from . import optimization_wire, optimize, wire
 from .build import build_query, columns_of, with_cotangent
-from .errors import DeadlineExceeded, InvalidArgument, MousetwinError
+from .channels import ENDED_IN_A_WRITE, Attempts, channel_options, process, translate
+from .errors import Closed, DeadlineExceeded, MousetwinError, Unavailable
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
-from .grpc_transport import CHANNEL_OPTIONS, WINDOW, Stubs, translate
+from .grpc_transport import WINDOW, Stubs
 from .notices import Notices
 from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .optimized import Optimized
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, Space, TwinRef, TwinSummary, stand_in_warning
-from .transport import is_host_and_port
+from .transport import HostPort, parse_host_port
 from .twins import Progress
 from .v1 import digital_twin_pb2 as pb
 
 
 def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) -> Twins:
-    """The twins at "host:port". Call it within a running event loop.
+    """The twins at "host:port". Nothing is opened before the first question, so any event loop can ask.
 
     Args:
         address: of the service's gRPC.
@@ -43,30 +44,26 @@ def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) ->
     Raises:
         InvalidArgument: the address is of another form; other hosts have no asyncio client.
     """
-    if not is_host_and_port(address):
-        raise InvalidArgument(f"address: {address!r}, expected 'host:port' (asyncio has no other)", field="address")
-    return Twins(address, timeout)
+    return Twins(parse_host_port(address, "'host:port' (asyncio has no other)"), timeout)
 
 
 class Twins:
-    """What is served at one address. An async context manager."""
+    """What is served at one address. An async context manager; each event loop that asks has its own connection."""
 
-    def __init__(self, address: str, timeout: float | None = None) -> None:
-        self._address = address
+    def __init__(self, address: HostPort, timeout: float | None = None) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stubs = Stubs(self._channel)
+        self._connection = AioConnection(address)
         self._notices = Notices()
 
     def __repr__(self) -> str:
-        return f"<aio.Twins at {self._address}>"
+        return f"<aio.Twins at {self._connection.address}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a connection of asyncio's is of one event loop, and cannot be pickled or copied")
 
     async def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
-        response = await self._call(self._stubs.list_mice, pb.ListMiceRequest(), timeout)
+        response = await self._ask(lambda stubs: stubs.list_mice, pb.ListMiceRequest(), timeout)
         return [wire.summary_from_proto(twin) for twin in response.twins]
 
     async def mouse(
@@ -74,7 +71,8 @@ class Twins:
     ) -> Mouse:
         """One twin, as `mousetwin.Twins.mouse`."""
         ref = TwinRef(data_key, model, "" if version is None else str(version))
-        response = await self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
+        request = pb.GetMouseRequest(twin=wire.ref_to_proto(ref))
+        response = await self._ask(lambda stubs: stubs.get_mouse, request, timeout)
         mouse = Mouse(self, wire.mouse_from_proto(response))
         if not ref.version:
             self._notices.tell(filter(None, [stand_in_warning(mouse.summary)]))
@@ -83,15 +81,16 @@ class Twins:
     async def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
         """The answer to one frame; a `GradientAnswer` to a `GradientQuery`."""
         if isinstance(query, GradientQuery):
-            request = wire.gradient_query_to_proto(query)
-            return wire.gradient_from_proto(await self._call(self._stubs.gradient, request, timeout))
-        return wire.prediction_from_proto(await self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
+            gradient = wire.gradient_query_to_proto(query)
+            return wire.gradient_from_proto(await self._ask(lambda stubs: stubs.gradient, gradient, timeout))
+        request = wire.query_to_proto(query)
+        return wire.prediction_from_proto(await self._ask(lambda stubs: stubs.predict, request, timeout))
 
     async def ask_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
         """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
         timeout = timeout or self._timeout
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        call = self._stubs.session(timeout=timeout)
+        call = self._connection.stubs.session(timeout=timeout)
         room = asyncio.Semaphore(WINDOW)
 
         async def send() -> None:
@@ -106,10 +105,9 @@ class Twins:
                 room.release()
                 yield wire.answer_from_proto(response)
         except grpc.aio.AioRpcError as error:
-            # Where the deadline passes while a stream opens or sends, grpc.aio may tell only of an internal error.
-            if error.details() == "Internal error from Core" and time.monotonic() >= deadline:
+            if error.details() == ENDED_IN_A_WRITE and time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the answer") from None
-            raise translate(error, self._address) from None
+            raise self._connection.translate(error) from None
         finally:
             sender.cancel()
             # Its own failure, if any, is the call's, which was raised above.
@@ -120,17 +118,19 @@ class Twins:
         self, query: OptimizeQuery, timeout: float | None
     ) -> AsyncGenerator[OptimizeProgress | OptimizeResult, None]:
         """Reports, then the result. Closing the iterator ends the optimisation."""
-        call = self._stubs.optimize(optimization_wire.query_to_proto(query), timeout=timeout or self._timeout)
+        call = self._connection.stubs.optimize(
+            optimization_wire.query_to_proto(query), timeout=timeout or self._timeout
+        )
         try:
             async for response in call:
                 yield optimization_wire.event_from_proto(response)
         except grpc.aio.AioRpcError as error:
-            raise translate(error, self._address) from None
+            raise self._connection.translate(error) from None
         finally:
             call.cancel()
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Twins:
         return self
@@ -140,11 +140,82 @@ class Twins:
     ) -> None:
         await self.close()
 
-    async def _call(self, stub: Any, request: Any, timeout: float | None) -> Any:
+    async def _ask(self, call: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
+        return await self._connection.ask(call, request, timeout or self._timeout)
+
+
+class AioConnection:
+    """As `channels.Connection`, and a channel for each event loop that asks: gRPC's belong to one."""
+
+    def __init__(self, address: HostPort) -> None:
+        self.address = address
+        self._opened: dict[asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, Stubs]] = {}
+        self._closed = False
+        self._reached = False
+        process.connections.add(self)
+
+    @property
+    def stubs(self) -> Stubs:
+        """The calls, for the running event loop.
+
+        Raises:
+            Closed: after `close`.
+            MousetwinError: no event loop is running, or this process was forked from one that has asyncio channels.
+        """
+        return self._open()[1]
+
+    def translate(self, error: grpc.aio.AioRpcError) -> MousetwinError:
+        """The client's exception for a failed call."""
+        return translate(error, self.address)
+
+    async def ask(self, call: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
+        """As `channels.Connection.ask`."""
+        attempts = Attempts(timeout)
+        while True:
+            try:
+                return await self._ask(call, request, attempts.left)
+            except Unavailable as error:
+                if not self._reached or not attempts.may_follow(error):
+                    raise
+            await asyncio.sleep(attempts.pause)
+
+    async def close(self) -> None:
+        self._closed = True
+        channel, _ = self._opened.pop(asyncio.get_running_loop(), (None, None))
+        if channel is not None:
+            await channel.close()
+        self._opened.clear()
+
+    def forked(self) -> Any:
+        """As `channels.Connection.forked`."""
+        opened, self._opened = self._opened, {}
+        return opened
+
+    def _open(self) -> tuple[grpc.aio.Channel, Stubs]:
+        if self._closed:
+            raise Closed(f"the connection to {self.address} is closed")
         try:
-            return await stub(request, timeout=timeout or self._timeout)
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise MousetwinError("mousetwin.aio: no asyncio event loop is running: await it within one") from None
+        if loop not in self._opened:
+            for old in [old for old in self._opened if old.is_closed()]:
+                del self._opened[old]
+            process.check_fork(asyncio=True)
+            channel = grpc.aio.insecure_channel(str(self.address), options=channel_options(self.address))
+            process.asyncio_channels.add(channel)
+            self._opened[loop] = channel, Stubs(channel)
+        return self._opened[loop]
+
+    async def _ask(self, call: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
+        try:
+            answer = await call(self.stubs)(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise translate(error, self._address) from None
+            told = self.translate(error)
+            self._reached = self._reached or not isinstance(told, Unavailable)
+            raise told from None
+        self._reached = True
+        return answer
 
 
 class Mouse:

@@ -19,6 +19,7 @@ from typing import Any
 
 from .apart import check_outputs
 from .arrays import whole_numbers
+from .console import discard_output, warn
 from .errors import MousetwinError, MousetwinWarning
 from .figures import picture_kinds
 from .files import add_overwrite, output, whole_file
@@ -36,6 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Names of files may hold what the terminal's encoding, or any, cannot tell.
             stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # Here, since at exit Python can only tell of what fails.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        # Over what a progress bar drew.
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        warn(f"{clear}mousetwin: {str(error) or 'interrupted'}")
+        return 143 if isinstance(error, Terminated) else 130
+    except BrokenPipeError:
+        # Whoever read it has enough, as `head` has; the status is a shell's for SIGPIPE.
+        discard_output()
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _Parser(prog="mousetwin", description="Digital twins of mouse visual cortex.")
     parser.add_argument("--version", action="version", version=f"mousetwin {version('mousetwin')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -53,19 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = args.run(args)
     except MousetwinError as error:
         request = f" (request {error.request_id})" if error.request_id else ""
-        print(_one_line(f"mousetwin: {error}{request}"), file=sys.stderr)
+        warn(_one_line(f"mousetwin: {error}{request}"))
         return 1
     except ModuleNotFoundError as error:
         extra = getattr(args, "extra", None)
         if extra is None:
             raise
-        print(f"mousetwin: this needs {error.name}: pip install 'mousetwin[{extra}]'", file=sys.stderr)
+        warn(f"mousetwin: this needs {error.name}: pip install 'mousetwin[{extra}]'")
         return 1
-    except KeyboardInterrupt as error:
-        # Over what a progress bar drew.
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-        print(f"{clear}mousetwin: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
     return status
 
 

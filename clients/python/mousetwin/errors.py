@@ -90,6 +90,14 @@ class Unavailable(MousetwinError, ConnectionError):
     code = "UNAVAILABLE"
 
 
+class StreamLost(Unavailable):
+    """The connection or its stream ended, by what lies between or by what it carried: asking again may help."""
+
+
+class Closed(Unavailable):
+    """The caller closed the connection: asking again will not help."""
+
+
 class Internal(MousetwinError):
     """The service failed; its log has the request id."""
 

@@ -10,23 +10,15 @@ from typing import Any
 import grpc
 
 from . import optimization_wire, wire
-from .errors import MousetwinError, Unavailable, from_code
+from .channels import MOUSETWIN, Connection, process
+from .errors import StreamLost, Unavailable
 from .optimization import OptimizeProgress, OptimizeQuery, OptimizeResult
 from .query import GradientQuery, MouseInfo, Prediction, PredictQuery, TwinRef, TwinSummary
+from .transport import HostPort
 from .v1 import digital_twin_pb2 as pb
 
 # Frames on their way at once: enough that the engine never waits for the wire, few enough to bound memory.
 WINDOW = 4
-# Sizes are bounded by the service and by how the client frames a batch, not by gRPC's 4 MB default.
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A service that comes back is found at once, not after the two minutes that gRPC works up to.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A channel that is opened after a fork would find its parent's connection in the pool that all channels share.
-    ("grpc.use_local_subchannel_pool", 1),
-]
 
 
 class Stubs:
@@ -48,86 +40,82 @@ class Stubs:
         )
 
 
-def translate(error: grpc.RpcError, address: str) -> MousetwinError:
-    """The client's exception for a failed call."""
-    call: Any = error
-    code: grpc.StatusCode = call.code()
-    # Pairs first: grpc.aio's metadata looks like a mapping, and older versions of it are not quite one.
-    trailing = dict(tuple(call.trailing_metadata() or ()))
-    message = call.details() or code.name
-    if code is grpc.StatusCode.UNAVAILABLE and "request-id" not in trailing:
-        message = f"no answer from {address}: {message}"
-    elif code is grpc.StatusCode.UNIMPLEMENTED and "request-id" not in trailing:
-        message = (
-            f"{address} is another service ({message}): expected mousetwin serve at 'host:port' "
-            "or TorchServe at 'torchserve://host:port'"
-        )
-    return from_code(
-        code.name,
-        message,
-        field=str(trailing.get("error-field", "")),
-        request_id=str(trailing.get("request-id", "")),
-    )
-
-
 class GrpcStream:
     """A `Session` call: frames as they come, one by one."""
 
-    def __init__(self, stubs: Stubs, address: str) -> None:
-        self._address = address
+    def __init__(self, connection: Connection[Stubs]) -> None:
+        self._connection = connection
         self._frames: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
-        self._call = stubs.session(iter(self._frames.get, None))
+        self._call: Any = connection.stubs.session(iter(self._frames.get, None))
         self._sent = 0
+        self._interrupted = False
         self.broken = False
+        process.streams.add(self)
 
     def send(self, query: PredictQuery) -> None:
         self._frames.put(wire.frame_to_proto(self._sent, query))
         self._sent += 1
 
     def receive(self) -> Prediction:
+        if self._call is None:
+            raise Unavailable("the stream is the parent's")
         try:
             response = next(self._call)
         except grpc.RpcError as error:
             self.broken = True
-            raise translate(error, self._address) from None
+            if self._interrupted:
+                raise Unavailable("the stream was ended for a fork") from None
+            raise self._connection.translate(error) from None
         except StopIteration:
             self.broken = True
-            raise Unavailable(f"{self._address} ended the stream") from None
+            raise StreamLost(f"{self._connection.address} ended the stream") from None
         return wire.answer_from_proto(response)
 
     def close(self) -> None:
+        process.streams.discard(self)
         # gRPC reads the frames in a thread of its own, which this ends.
-        self._frames.put(None)
-        self._call.cancel()
+        if self._call is not None:
+            self._frames.put(None)
+            self._call.cancel()
+
+    def interrupt(self) -> None:
+        """End it for a fork: no thread may be in gRPC then."""
+        self._interrupted = self.broken = True
+        self.close()
+
+    def leave(self) -> Any:
+        """Leave it to the parent, in a forked process: what may be neither used nor collected here."""
+        self.broken = True
+        call, self._call = self._call, None
+        return call
 
 
 class GrpcTransport:
-    """One channel to "host:port". Safe to use from several threads."""
+    """One channel to "host:port". Safe to use from several threads, and in forked processes."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._address = address
-        self._closed = False
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stubs = Stubs(self._channel)
+    def __init__(self, address: HostPort) -> None:
+        self._connection = Connection(address, MOUSETWIN, Stubs)
+
+    @property
+    def address(self) -> str:
+        return str(self._connection.address)
 
     def list_mice(self, timeout: float | None) -> list[TwinSummary]:
-        response = self._call(self._stubs.list_mice, pb.ListMiceRequest(), timeout)
+        response = self._connection.ask(lambda stubs: stubs.list_mice, pb.ListMiceRequest(), timeout)
         return [wire.summary_from_proto(twin) for twin in response.twins]
 
     def get_mouse(self, ref: TwinRef, timeout: float | None) -> MouseInfo:
-        return wire.mouse_from_proto(
-            self._call(self._stubs.get_mouse, pb.GetMouseRequest(twin=wire.ref_to_proto(ref)), timeout)
-        )
+        request = pb.GetMouseRequest(twin=wire.ref_to_proto(ref))
+        return wire.mouse_from_proto(self._connection.ask(lambda stubs: stubs.get_mouse, request, timeout))
 
     def ask(self, query: PredictQuery, timeout: float | None) -> Prediction:
         if isinstance(query, GradientQuery):
-            response = self._call(self._stubs.gradient, wire.gradient_query_to_proto(query), timeout)
-            return wire.gradient_from_proto(response)
-        return wire.prediction_from_proto(self._call(self._stubs.predict, wire.query_to_proto(query), timeout))
+            request = wire.gradient_query_to_proto(query)
+            return wire.gradient_from_proto(self._connection.ask(lambda stubs: stubs.gradient, request, timeout))
+        response = self._connection.ask(lambda stubs: stubs.predict, wire.query_to_proto(query), timeout)
+        return wire.prediction_from_proto(response)
 
     def ask_frames(self, queries: Iterable[PredictQuery], timeout: float | None) -> Iterator[Prediction]:
-        self._check_open()
         room = threading.Semaphore(WINDOW)
 
         failures: list[Exception] = []
@@ -141,52 +129,30 @@ class GrpcTransport:
             except Exception as failure:
                 failures.append(failure)
 
-        call = self._stubs.session(requests(), timeout=timeout)
         try:
-            for response in call:
-                room.release()
-                yield wire.answer_from_proto(response)
+            with self._connection.begun(self._connection.stubs.session(requests(), timeout=timeout)) as call:
+                for response in call:
+                    room.release()
+                    yield wire.answer_from_proto(response)
             if failures:
                 raise failures[0]
         except grpc.RpcError as error:
-            raise translate(error, self._address) from None
+            raise self._connection.translate(error) from None
         finally:
-            call.cancel()
             # gRPC reads the requests in a thread of its own, which must not be left waiting for room.
             room.release(WINDOW + 1)
 
-    def open_stream(self, wait: float) -> GrpcStream:
-        self._check_open()
-        if wait > 0:
-            try:
-                grpc.channel_ready_future(self._channel).result(wait)
-            except grpc.FutureTimeoutError:
-                raise Unavailable(f"no answer from {self._address} within {wait:.1f} s") from None
-        return GrpcStream(self._stubs, self._address)
+    def open_stream(self) -> GrpcStream:
+        return GrpcStream(self._connection)
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
-        self._check_open()
-        call = self._stubs.optimize(optimization_wire.query_to_proto(query), timeout=timeout)
+        request = optimization_wire.query_to_proto(query)
         try:
-            for response in call:
-                yield optimization_wire.event_from_proto(response)
+            with self._connection.begun(self._connection.stubs.optimize(request, timeout=timeout)) as call:
+                for response in call:
+                    yield optimization_wire.event_from_proto(response)
         except grpc.RpcError as error:
-            raise translate(error, self._address) from None
-        finally:
-            call.cancel()
+            raise self._connection.translate(error) from None
 
     def close(self) -> None:
-        self._closed = True
-        self._channel.close()
-
-    def _check_open(self) -> None:
-        # gRPC itself answers with a bare ValueError.
-        if self._closed:
-            raise Unavailable(f"the connection to {self._address} is closed")
-
-    def _call(self, stub: Any, request: Any, timeout: float | None) -> Any:
-        self._check_open()
-        try:
-            return stub(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise translate(error, self._address) from None
+        self._connection.close()

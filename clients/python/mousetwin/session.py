@@ -10,7 +10,7 @@ from typing import NoReturn
 from numpy.typing import ArrayLike
 
 from .build import build_query, with_cotangent
-from .errors import InvalidArgument, MousetwinError, Unavailable
+from .errors import Closed, InvalidArgument, MousetwinError, PayloadTooLarge, StreamLost, Unavailable
 from .frames import Gradient, Responses, gradient_of, responses_of
 from .notices import Notices
 from .query import GradientAnswer, MouseInfo, Prediction, PredictQuery, Space
@@ -18,6 +18,8 @@ from .transport import FrameStream, Transport
 
 # Frames on their way at once, as many as the service works on side by side.
 WINDOW = 8
+# How often one frame may end the stream.
+LOSSES = 3
 _PAUSE_SECONDS = 0.05
 
 
@@ -29,7 +31,8 @@ class Session:
                 image = show_next(session.predict(image, space="model"))
 
     A frame that is refused raises its error, and the session goes on. Where the service goes away, the session waits
-    for it to come back, and asks again what was not answered.
+    for it to come back, and asks again what was not answered; so it does where a proxy ends the stream. A frame that
+    ends the stream three times raises an error in its turn.
     """
 
     def __init__(self, transport: Transport, info: MouseInfo, reconnect: float) -> None:
@@ -38,6 +41,10 @@ class Session:
         self._reconnect = reconnect
         self._stream: FrameStream | None = None
         self._sent: deque[PredictQuery] = deque()
+        # Of those, how many the stream has taken; and how many it has taken in all.
+        self._on_way = self._carried = 0
+        # How many of them are sent one at a time, since one may have ended the stream; how often the oldest did.
+        self._alone = self._losses = 0
         self._answered: deque[Prediction | MousetwinError] = deque()
         self._closed = False
         self._notices = Notices()
@@ -69,7 +76,8 @@ class Session:
 
         Raises:
             InvalidArgument: also where answers to earlier frames were not received yet.
-            Unavailable: the service went away and did not come back; the message says how many frames were lost.
+            Unavailable: the service went away and did not come back, and the message says how many frames were lost;
+                or this frame ended the stream three times.
         """
         self._check_none_waiting()
         self.send_predict(images, behavior, pupil_center, neurons, unit_ids, space, condition_space=condition_space)
@@ -143,9 +151,7 @@ class Session:
         self._closed = True
         self._sent.clear()
         self._answered.clear()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._drop_stream()
 
     def __enter__(self) -> Session:
         return self
@@ -167,10 +173,9 @@ class Session:
         # Answers are taken in here where too many frames are on their way, or neither end would go on.
         while len(self._sent) >= WINDOW:
             self._answered.append(self._next())
-        if self._stream is None:
-            self._stream = self._transport.open_stream(0)
-        self._stream.send(query)
+        self._open()
         self._sent.append(query)
+        self._put()
 
     def _receive(self) -> Prediction:
         answer = self._answered.popleft() if self._answered else self._next()
@@ -183,10 +188,29 @@ class Session:
         give_up = 0.0
         while True:
             try:
-                if self._stream is None:
-                    self._open_again(give_up)
-                assert self._stream is not None
-                answer: Prediction | MousetwinError = self._stream.receive()
+                self._open()
+                answer: Prediction | MousetwinError = self._put().receive()
+            except Closed:
+                self.close()
+                raise
+            except (StreamLost, PayloadTooLarge) as error:
+                if self._stream is not None and not self._stream.broken:
+                    answer = error
+                elif self._carried > 1:
+                    # Which of the frames it was is found by asking for them one by one.
+                    self._drop_stream()
+                    self._alone = len(self._sent)
+                    continue
+                elif isinstance(error, PayloadTooLarge):
+                    self._drop_stream()
+                    answer = error
+                else:
+                    self._drop_stream()
+                    self._losses += 1
+                    if self._losses < LOSSES:
+                        time.sleep(_PAUSE_SECONDS * self._losses)
+                        continue
+                    answer = Unavailable(f"the frame is lost, it ended the stream {LOSSES} times: {error}")
             except Unavailable as error:
                 # A service that is shutting down refuses frames; one that is gone breaks the stream. Predictions change
                 # nothing, so they can be asked for again.
@@ -205,14 +229,29 @@ class Session:
                     raise
                 answer = error
             self._sent.popleft()
+            self._on_way = max(0, self._on_way - 1)
+            self._alone = max(0, self._alone - 1)
+            self._losses = 0
             return answer
 
-    def _open_again(self, give_up: float) -> None:
-        self._stream = self._transport.open_stream(max(0.0, give_up - time.monotonic()))
-        for query in self._sent:
-            self._stream.send(query)
+    def _open(self) -> None:
+        # In a forked process the stream is the parent's.
+        if self._stream is not None and self._stream.broken:
+            self._drop_stream()
+        if self._stream is None:
+            self._stream = self._transport.open_stream()
+
+    def _put(self) -> FrameStream:
+        """The stream, with the frames on their way."""
+        assert self._stream is not None
+        while self._on_way < (1 if self._alone else len(self._sent)):
+            self._stream.send(self._sent[self._on_way])
+            self._on_way += 1
+            self._carried += 1
+        return self._stream
 
     def _drop_stream(self) -> None:
+        self._on_way = self._carried = 0
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -3,8 +3,11 @@ lab's GPU box by changing one string."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -21,7 +24,8 @@ class FrameStream(Protocol):
         broken: whether the stream itself failed: no frame on its way will be answered.
     """
 
-    broken: bool
+    @property
+    def broken(self) -> bool: ...
 
     def send(self, query: PredictQuery) -> None: ...
 
@@ -54,8 +58,8 @@ class Transport(Protocol):
         """Answers in the order of `queries`, the next ones sent while earlier ones are computed."""
         ...
 
-    def open_stream(self, wait: float) -> FrameStream:
-        """A stream of frames, after waiting up to so many seconds for the service to be there."""
+    def open_stream(self) -> FrameStream:
+        """A stream of frames. Where nobody is there, its first `receive` says so."""
         ...
 
     def optimize(self, query: OptimizeQuery, timeout: float | None) -> Iterator[OptimizeProgress | OptimizeResult]:
@@ -65,13 +69,79 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-_EXPECTED = "'host:port', 'local:MODELS' or 'torchserve://host:port'"
+@dataclass(frozen=True)
+class HostPort:
+    """Where a service listens. host: without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """As gRPC, URLs and people write it: an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine."""
+        name = self.host.lower().rstrip(".")
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        # A connection to "any address" is one to this machine.
+        return address.is_loopback or address.is_unspecified
 
 
-def is_host_and_port(address: str) -> bool:
-    """Whether an address is our own gRPC's."""
-    _, _, rest = address.partition(":")
-    return rest.rpartition(":")[2].isdigit() and not rest.startswith("//")
+def parse_host_port(text: str, expected: str = "'host:port'", prefix: str = "") -> HostPort:
+    """What "host:port" means: a name, an IPv4 address, or an IPv6 address in brackets, and a port from 1 to 65535.
+
+    Args:
+        text: as it was written, after
+        prefix: such as "torchserve://".
+        expected: what the message says was expected.
+
+    Raises:
+        InvalidArgument: it is not of that form.
+    """
+
+    if not isinstance(text, str):
+        raise InvalidArgument(f"address: {type(text).__name__}, expected {expected}", field="address")
+
+    def wrong(why: str) -> InvalidArgument:
+        return InvalidArgument(f"address: {prefix + text!r} {why}", field="address")
+
+    if "://" in text:
+        scheme = text.partition(":")[0].lower()
+        if scheme in ("http", "https"):
+            raise wrong(f"is an HTTP address, expected that of gRPC, {expected}, such as '127.0.0.1:8001'")
+        raise wrong(f"has the scheme {scheme!r}, expected {expected}")
+    if any(character.isspace() for character in text):
+        raise wrong(f"has white space in it, expected {expected}")
+    if found := re.fullmatch(r"\[([^\[\]]*)\]:([0-9]+)", text):
+        if not _is_ipv6(found[1]):
+            raise wrong(f"has no IPv6 address in its brackets, expected {expected}")
+    elif _is_ipv6(text) or (text.count(":") > 1 and _is_ipv6(text.rpartition(":")[0])):
+        host, _, port = text.rpartition(":")
+        suggested = f"'[{host}]:{port}'" if _is_ipv6(host) else f"'[{text}]:8001'"
+        raise wrong(f"has an IPv6 address without brackets, expected {suggested}")
+    elif not (found := re.fullmatch(r"([^\s:/?#@,\[\]]+):([0-9]+)", text)):
+        raise wrong(f"is no host and port, expected {expected}")
+    # Not more digits than a port has are read: int() takes no longer than that.
+    if len(found[2]) > 9 or not 1 <= int(found[2]) <= 65535:
+        raise wrong(f"has the port {found[2][:20]}, expected one from 1 to 65535")
+    return HostPort(found[1], int(found[2]))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def open_transport(address: str) -> Transport:
@@ -83,25 +153,29 @@ def open_transport(address: str) -> Transport:
         InvalidArgument: the address is neither, or nothing installed serves the scheme.
         Unimplemented: what serves the scheme lacks a package.
     """
-    if is_host_and_port(address):
-        from .grpc_transport import GrpcTransport
+    scheme, _, rest = str(address).partition(":")
+    # What ends in a colon and a number alone is a host and a port, whatever the host is called.
+    if not re.fullmatch("[0-9]+", rest):
+        named = {one.value: one for one in entry_points(group="mousetwin.transports", name=scheme)}
+        if len(named) > 1:
+            # Which of them comes first is how the folder of packages happens to be listed.
+            raise InvalidArgument(f"address: {scheme} is served by {' and by '.join(sorted(named))}", field="address")
+        for entry_point in named.values():
+            try:
+                opener = entry_point.load()
+            except ModuleNotFoundError as error:
+                raise Unimplemented(
+                    f"{address}: {scheme} twins need {error.name}; pip install 'mousetwin[serve]'", field="address"
+                ) from error
+            transport: Transport = opener(address)
+            return transport
+    found = parse_host_port(address, _EXPECTED)
+    from .grpc_transport import GrpcTransport
 
-        return GrpcTransport(address)
-    scheme = address.partition(":")[0]
-    found = {entry_point.value: entry_point for entry_point in entry_points(group="mousetwin.transports", name=scheme)}
-    if len(found) > 1:
-        # Which of them comes first is how the folder of packages happens to be listed.
-        raise InvalidArgument(f"address: {scheme} is served by {' and by '.join(sorted(found))}", field="address")
-    for entry_point in found.values():
-        try:
-            opener = entry_point.load()
-        except ModuleNotFoundError as error:
-            raise Unimplemented(
-                f"{address}: {scheme} twins need {error.name}; pip install 'mousetwin[serve]'", field="address"
-            ) from error
-        transport: Transport = opener(address)
-        return transport
-    raise InvalidArgument(f"address: {address!r}, expected {_EXPECTED}", field="address")
+    return GrpcTransport(found)
+
+
+_EXPECTED = "'host:port', 'local:MODELS' or 'torchserve://host:port'"
 
 
 def shared_transport(address: str, twin: TwinIdentity) -> Transport:

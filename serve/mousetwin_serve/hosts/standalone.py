@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc_health.v1.health as health
-import grpc_reflection.v1alpha.reflection as reflection
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mousetwin.cli import describe
-from mousetwin.errors import MousetwinError
+from mousetwin.console import say
 from mousetwin.query import TwinSummary
+from mousetwin.v1 import digital_twin_pb2
 from mousetwin.wire import SERVICE
 
 from ..api.grpc_service import DigitalTwinServicer
+from ..api.reflection import add_reflection
 from ..api.rest import build_app
-from ..device import Device
+from ..device import Device, told
 from ..optimizer.run import warm_up
 from ..repository import Repository
 from ..service import TwinService
 from .http_protocol import HttpProtocol
-
-
-class HostError(MousetwinError):
-    """The service cannot start; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where to listen; port 0 takes a free one. cors_origins: of web pages that may ask, as browsers send them."""
-
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    cors_origins: tuple[str, ...] = ()
+from .listening import Addresses, HostError
+from .signals import stop_in_turn
 
 
 class StandaloneServer:
@@ -51,13 +38,13 @@ class StandaloneServer:
         http_port, grpc_port: where it listens, once started.
     """
 
-    def __init__(self, service: TwinService, addresses: Addresses) -> None:
+    def __init__(self, service: TwinService, addresses: Addresses, cors_origins: tuple[str, ...] = ()) -> None:
         self._service = service
         self._addresses = addresses
         self._health = health.aio.HealthServicer()
         self._grpc = self._build_grpc()
         config = uvicorn.Config(
-            build_app(service, addresses.cors_origins),
+            build_app(service, cors_origins),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -73,24 +60,36 @@ class StandaloneServer:
         """Listen on both ports.
 
         Raises:
-            HostError: a port cannot be had.
+            HostError: it cannot start; nothing listens then.
         """
-        host = self._addresses.host
-        http_socket = _listen(host, self._addresses.http_port)
-        self.http_port = http_socket.getsockname()[1]
-        try:
-            bracketed = f"[{host}]" if ":" in host else host
-            self.grpc_port = self._grpc.add_insecure_port(f"{bracketed}:{self._addresses.grpc_port}")
-        except RuntimeError:
-            http_socket.close()
-            raise HostError(
-                f"--grpc-port: cannot listen on {host}:{self._addresses.grpc_port}; is another service there?"
-            ) from None
-        await self._grpc.start()
-        self._http_task = asyncio.create_task(self._http.serve([http_socket]))
-        await self._http.listening.wait()
+        self._addresses.check()
+        async with contextlib.AsyncExitStack() as undo:
+            http_socket = undo.enter_context(self._addresses.listen())
+            self.http_port = http_socket.getsockname()[1]
+            self.grpc_port = self._addresses.listen_by(self._grpc.add_insecure_port)
+            await self._grpc.start()
+            undo.push_async_callback(self._grpc.stop, None)
+            self._http_task = asyncio.create_task(self._http.serve([http_socket]))
+            listening = asyncio.create_task(self._http.listening.wait())
+            await asyncio.wait({listening, self._http_task}, return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done():
+                listening.cancel()
+                raise self._http_failure()
+            undo.pop_all()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set.
+
+        Raises:
+            HostError: HTTP ended before.
+        """
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, self._http_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            stopping.cancel()
+            raise self._http_failure()
 
     async def stop(self, grace: float = 30.0) -> None:
         """Drain: say not ready, finish what was taken for up to `grace` seconds, close both ports."""
@@ -100,7 +99,13 @@ class StandaloneServer:
             await asyncio.wait_for(self._service.drain(), grace)
         await self._grpc.stop(min(grace, 1.0))
         self._http.should_exit = True
-        await self._http_task
+        # How it ended is told by `until`, if it was not for this.
+        await asyncio.wait({self._http_task})
+
+    def _http_failure(self) -> HostError:
+        error = self._http_task.exception()
+        why = " ".join(str(error).split()) or type(error).__name__
+        return HostError(f"--http-port: HTTP on {self.http_port} ended: {why}")
 
     def _build_grpc(self) -> grpc.aio.Server:
         limits = self._service.limits
@@ -110,11 +115,16 @@ class StandaloneServer:
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second service on the same port starts without a word and takes half the calls.
                 ("grpc.so_reuseport", 0),
+                # Clients may ping as often as they like, in calls that wait and without: it costs next to nothing, and
+                # gRPC's own limit ends the sessions of those whose keepalive is shorter than 5 minutes.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.http2.max_ping_strikes", 0),
             ]
         )
         DigitalTwinServicer(self._service).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        add_reflection(server, (digital_twin_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
         return server
 
 
@@ -133,52 +143,47 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it, answers wait 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise HostError(f"--http-port: cannot listen on {host}:{port}: {error.strerror}") from None
-    return listener
-
-
-async def serve(service: TwinService, addresses: Addresses, devices: Sequence[Device]) -> None:
+async def serve(
+    service: TwinService, addresses: Addresses, devices: Sequence[Device], cors_origins: tuple[str, ...] = ()
+) -> None:
     """Serve until SIGINT or SIGTERM, then drain.
 
+    Args:
+        service: what answers.
+        addresses: where to listen.
+        devices: that it runs on.
+        cors_origins: of web pages that may ask, as browsers send them.
+
     Raises:
-        HostError: a port cannot be had.
+        HostError: it cannot start, or HTTP ended by itself.
     """
     warm_up(service.repository.twins.values())
-    server = StandaloneServer(service, addresses)
+    server = StandaloneServer(service, addresses, cors_origins)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop_in_turn(asyncio.get_running_loop(), stop)
     await server.start()
-    print(welcome(service.repository, server, addresses.host, devices), flush=True)
-    await stop.wait()
-    # Whoever read what it prints may be gone.
-    with contextlib.suppress(OSError):
-        print("mousetwin: draining", flush=True)
-    await server.stop()
+    say(welcome(service.repository, server, addresses, devices))
+    try:
+        await server.until(stop)
+    finally:
+        say("mousetwin: draining")
+        await server.stop()
 
 
-def welcome(repository: Repository, server: StandaloneServer, host: str, devices: Sequence[Device]) -> str:
+def welcome(repository: Repository, server: StandaloneServer, addresses: Addresses, devices: Sequence[Device]) -> str:
     """What the service prints once it is ready: devices, mice, where it listens, and a line to paste."""
     twins = list(repository.twins.values())
     python = Path(sys.executable)
     with contextlib.suppress(ValueError):
         python = python.relative_to(Path.cwd())
-    address = f"{host}:{server.grpc_port}"
+    address = addresses.reached_at(server.grpc_port)
+    everywhere = f"On all interfaces ({addresses.host}): from elsewhere, by this machine's name or address"
     lines = [
-        f"mousetwin is ready on {devices[0].kind}: {', '.join(device.why for device in devices)}",
+        f"mousetwin is ready on {told(devices)}",
         *(f"  {describe(twin.summary)}" for twin in twins),
-        f"HTTP  http://{host}:{server.http_port}  (API at /docs)",
+        f"HTTP  http://{addresses.reached_at(server.http_port)}  (API at /docs)",
         f"gRPC  {address}",
+        *([everywhere] if addresses.is_everywhere else []),
         "Paste this for a first prediction:",
         f'  {python} -c "import mousetwin, numpy as np; '
         f"print(mousetwin.connect('{address}').{_example(twins[0].summary)})\"",

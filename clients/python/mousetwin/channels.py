@@ -18,12 +18,10 @@ import grpc.aio
 from .errors import Closed, MousetwinError, PayloadTooLarge, StreamLost, Unavailable, from_code
 from .transport import HostPort
 
-# A forked process can use gRPC only with gRPC's own fork handlers, which it leaves out unless told, and it is told by
-# the environment. Without them the child waits for threads that it does not have, whatever the timeout. With them,
-# before 1.80, parent or child end or wait for ever where a stream was just ended.
+# A forked process can use gRPC only with gRPC's own fork handlers, of which it is told by the environment. Without them
+# the child waits for threads that it does not have, whatever the timeout; with those of before 1.80, either may end.
 _FORKS = hasattr(os, "fork") and tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 80)
-if _FORKS:
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1" if _FORKS else "0")
 
 # For how long a call is asked again where the connection was lost.
 AGAIN_SECONDS = 2.0

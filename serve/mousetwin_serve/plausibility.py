@@ -39,9 +39,9 @@ def of_images(images: NDArray[Any], space: Space) -> tuple[str, ...]:
 
 def of_behavior(values: Float, names: tuple[str, ...], moments: Moments) -> tuple[str, ...]:
     """Warnings about behavior (N, B) in model space, which is divided by its standard deviation alone."""
-    known = bool(moments.mean and moments.std)
-    usual = np.array(moments.mean) / np.array(moments.std) if known else np.zeros(len(names))
-    return _far("behavior", values - usual, names, CONDITION_LIMIT if known else MODEL_LIMIT)
+    if not (moments.mean and moments.std):
+        return _far("behavior", values, names, MODEL_LIMIT, "of its standard deviations, its mean is not known")
+    return _far("behavior", values - np.array(moments.mean) / np.array(moments.std), names, CONDITION_LIMIT)
 
 
 def of_pupil_center(values: Float, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -49,13 +49,19 @@ def of_pupil_center(values: Float, names: tuple[str, ...]) -> tuple[str, ...]:
     return _far("pupil_center", values, names, CONDITION_LIMIT)
 
 
-def _far(field: str, away: NDArray[Any], names: tuple[str, ...], limit: float) -> tuple[str, ...]:
+def _far(
+    field: str,
+    away: NDArray[Any],
+    names: tuple[str, ...],
+    limit: float,
+    unit: str = "standard deviations from the training set's mean",
+) -> tuple[str, ...]:
     row, column = np.unravel_index(int(np.abs(away).argmax()), away.shape)
     most = float(away[row, column])
     # Numbers of exactly the limit come back from float32 a little below it.
     if abs(most) < limit * (1 - 1e-5):
         return ()
     return (
-        f"{field}: {names[column]} is {most:.3g} standard deviations from the training set's mean, expected fewer "
-        f"than {limit:g}: is it of the other space, raw or model?",
+        f"{field}: {names[column]} is {most:.3g} {unit}, expected fewer than {limit:g}: is it of the other space, raw "
+        "or model?",
     )

@@ -442,3 +442,84 @@ def test_a_name_that_a_frame_may_not_hold_is_refused(
     with pytest.raises(mousetwin.InvalidArgument, match=words) as caught:
         next(answers)
     assert caught.value.field == field
+
+
+# --- what changes nothing is not taken in silence
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"temperature": 0.5}, "temperature"),
+        ({"min_share": 0.5}, "min_share"),
+        ({"background": np.zeros(FULL.native)}, "background"),
+        ({"tolerance": 0.1}, "tolerance"),
+        ({"momentum": 0.2, "optimizer": "adam"}, "momentum"),
+        ({"trials": 4, "start": "gray"}, "trials"),
+        ({"trial_steps": 2, "start": "gray"}, "trial_steps"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    options: dict[str, Any], field: str, mouse: mousetwin.Mouse
+) -> None:
+    with pytest.raises(mousetwin.InvalidArgument, match="changes nothing without") as caught:
+        mouse.optimize([1], steps=4, **options)
+    assert caught.value.field == field
+
+
+def test_whole_numbers_say_what_they_are_where_images_are_made_for_the_network(mouse: mousetwin.Mouse) -> None:
+    from mousetwin import experiments
+
+    with pytest.raises(mousetwin.InvalidArgument, match="uint8 images must say") as caught:
+        experiments.contrast_series(mouse, np.ones(FULL.native, np.uint8), neurons=[1])
+    assert caught.value.field == "space"
+    torch = pytest.importorskip("torch")
+    images = torch.tensor(np.arange(48).reshape(1, *FULL.native))
+    with pytest.raises(mousetwin.InvalidArgument, match="int64 images must say"):
+        mouse.torch_module()(images)
+    assert_allclose(mouse.torch_module(space="raw")(images), FULL.respond_raw(images), **NEAR)
+
+
+def test_images_to_start_from_are_warned_of(mouse: mousetwin.Mouse) -> None:
+    start = np.full((1, *FULL.native), 120.0)
+    with pytest.warns(mousetwin.MousetwinWarning, match="images: model space runs from 120 to 120"):
+        mouse.optimize([1], start=start, steps=2, max_norm=1e4)
+
+
+def test_one_neuron_and_one_model_by_themselves(service: Service) -> None:
+    from mousetwin import experiments
+
+    with mousetwin.connect(service.grpc) as twins:
+        tuning = experiments.grating_tuning(twins["full"], neurons=3)
+        assert tuning.axes["neuron"].tolist() == [3]
+        assert experiments.gradient_fields(twins["full"], 3).fields.shape == (1, *FULL.native)
+        found = twins.mouse("two-models", "cnn").optimize([2], models="ln", steps=2)
+        assert [twin["model"] for twin in found.records[0]["twins"]] == ["cnn", "ln"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True])
+def test_a_timeout_is_seconds(timeout: Any, mouse: mousetwin.Mouse, service: Service) -> None:
+    for ask in (
+        lambda: mouse.predict(GRAY, timeout=timeout),
+        lambda: mouse.optimize([1], steps=1, timeout=timeout),
+        lambda: mousetwin.connect(service.grpc, timeout=timeout),
+        lambda: mousetwin.aio.connect(service.grpc, timeout=timeout),
+    ):
+        with pytest.raises(mousetwin.InvalidArgument, match="expected seconds, more than 0") as caught:
+            ask()
+        assert caught.value.field == "timeout"
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"neurons": "1,2"}, {"unit_ids": "7,11"}, {"dtype": "float16", "neurons": "1,2"}]
+)
+def test_an_answer_is_in_c_order_whatever_was_chosen(parameters: dict[str, str], service: Service) -> None:
+    for accept in ("application/x-npy", "application/x-npz"):
+        answer = httpx.post(
+            f"{service.http}/v1/mice/full/predict",
+            params=parameters,
+            content=arrays.write_npy(np.repeat(GRAY, 3, 0)),
+            headers={"content-type": "application/x-npy", "accept": accept},
+        )
+        assert b"'fortran_order': False" in answer.content
+        assert b"'fortran_order': True" not in answer.content

@@ -342,3 +342,11 @@ def test_other_commands_whose_output_nobody_reads(arguments: list[str], service:
     assert done.stderr == ""
     # argparse itself says nothing of a page that nobody reads, in some versions.
     assert done.returncode in ([141] if server else [0, 141])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_output_that_cannot_be_written_is_one_line(service: Service) -> None:
+    command = [sys.executable, "-m", "mousetwin.cli", "mice", "--server", service.grpc]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "mousetwin: standard output: No space left on device\n")

@@ -1,4 +1,4 @@
-"""The client for asyncio: the same nouns and arguments as `mousetwin.connect`, awaited, over gRPC.
+"""The client for asyncio, over gRPC: `predict`, `gradient` and `optimize` as `mousetwin.connect` has them, awaited.
 
 async with mousetwin.aio.connect("127.0.0.1:8001") as twins:
     mouse = await twins.mouse("26872-17-20")
@@ -20,7 +20,7 @@ import grpc.aio
 from numpy.typing import ArrayLike
 
 from . import optimization_wire, optimize, wire
-from .build import build_query, columns_of, with_cotangent
+from .build import build_query, columns_of, seconds, with_cotangent
 from .channels import ENDED_IN_A_WRITE, Attempts, channel_options, process, translate
 from .errors import Closed, DeadlineExceeded, MousetwinError, Unavailable
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
@@ -44,7 +44,7 @@ def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) ->
     Raises:
         InvalidArgument: the address is of another form; other hosts have no asyncio client.
     """
-    return Twins(parse_host_port(address, "'host:port' (asyncio has no other)"), timeout)
+    return Twins(parse_host_port(address, "'host:port' (asyncio has no other)"), seconds(timeout, None))
 
 
 class Twins:
@@ -88,7 +88,7 @@ class Twins:
 
     async def ask_frames(self, frames: list[PredictQuery], timeout: float | None) -> AsyncIterator[Prediction]:
         """Answers in the order of `frames`, the next ones sent while earlier ones are computed."""
-        timeout = timeout or self._timeout
+        timeout = seconds(timeout, self._timeout)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         call = self._connection.stubs.session(timeout=timeout)
         room = asyncio.Semaphore(WINDOW)
@@ -119,7 +119,7 @@ class Twins:
     ) -> AsyncGenerator[OptimizeProgress | OptimizeResult, None]:
         """Reports, then the result. Closing the iterator ends the optimisation."""
         call = self._connection.stubs.optimize(
-            optimization_wire.query_to_proto(query), timeout=timeout or self._timeout
+            optimization_wire.query_to_proto(query), timeout=seconds(timeout, self._timeout)
         )
         try:
             async for response in call:
@@ -141,7 +141,7 @@ class Twins:
         await self.close()
 
     async def _ask(self, call: Callable[[Stubs], Any], request: Any, timeout: float | None) -> Any:
-        return await self._connection.ask(call, request, timeout or self._timeout)
+        return await self._connection.ask(call, request, seconds(timeout, self._timeout))
 
 
 class AioConnection:

@@ -62,9 +62,9 @@ def from_proto(message: pb.Array, field: str) -> NDArray[Any]:
 
 
 def write_npy(array: NDArray[Any]) -> bytes:
-    """`array` as the bytes of a `.npy` file."""
+    """`array` as the bytes of a `.npy` file, in C order: not every reader looks whether it is."""
     stream = io.BytesIO()
-    npy_format.write_array(stream, array, allow_pickle=False)
+    npy_format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
     return stream.getvalue()
 
 

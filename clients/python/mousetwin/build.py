@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +59,20 @@ def frame_query(summary: TwinSummary, frame: Mapping[str, Any]) -> PredictQuery:
 def with_cotangent(query: PredictQuery, cotangent: ArrayLike) -> GradientQuery:
     """The query of a `gradient` call."""
     return GradientQuery(**vars(query), cotangent=arrays.from_nested(cotangent, "cotangent"))
+
+
+def seconds(timeout: float | None, default: float | None) -> float | None:
+    """How long a call may take: `timeout`, or where that is None the default.
+
+    Raises:
+        InvalidArgument: not a number of seconds, more than 0.
+    """
+    if timeout is None:
+        return default
+    # Written so that a NaN fails too.
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not 0 < timeout < math.inf:
+        raise InvalidArgument(f"timeout: {timeout!r}, expected seconds, more than 0", field="timeout")
+    return float(timeout)
 
 
 def optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:

@@ -8,6 +8,7 @@ missing).
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import io
 import os
@@ -53,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read it has enough, as `head` has; the status is a shell's for SIGPIPE.
         discard_output()
         return 141
+    except OSError as error:
+        # Of a file it would have a name.
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        discard_output()
+        warn(f"mousetwin: standard output: {error.strerror}")
+        return 1
 
 
 def _run(argv: Sequence[str] | None) -> int:

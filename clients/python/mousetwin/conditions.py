@@ -40,9 +40,10 @@ def condition_space(
         return said
     for name, values in given.items():
         if values is not None and not _is_the_same(name, values, statistics[name]):
+            known = "" if statistics[name].std else "; this twin takes 'model' alone, its bundle lacks the statistics"
             raise InvalidArgument(
                 f"condition_space: {name} must say whether it is 'raw' (as recorded) or 'model' (as the network takes "
-                "it: behavior divided by its standard deviation, pupil_center z-scored)",
+                f"it: behavior divided by its standard deviation, pupil_center z-scored){known}",
                 field="condition_space",
             )
     return Space.MODEL
@@ -67,6 +68,20 @@ def in_model_space(info: MouseInfo, asked: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: optional_array(asked.get(name), name) for name in CONDITIONS}
     found = condition_space(said, given, info.statistics)
     return {**asked, "space": Space.MODEL, "condition_space": found}
+
+
+def check_model_images(images: NDArray[Any], said: Space | None, field: str) -> None:
+    """For calls that take images for model space: whole numbers are gray levels everywhere else.
+
+    Raises:
+        InvalidArgument: they are whole numbers, and the caller did not say.
+    """
+    if said is None and images.dtype.kind in "ui":
+        raise InvalidArgument(
+            f"space: {images.dtype.name} {field} must say whether they are 'raw' (gray level 0-255) or 'model' (as the "
+            "network takes them)",
+            field="space",
+        )
 
 
 def _is_the_same(name: str, values: NDArray[Any], moments: _Moments) -> bool:

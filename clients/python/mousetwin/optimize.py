@@ -59,6 +59,7 @@ def build(
     if not isinstance(images_each, int) or images_each < 1:
         raise InvalidArgument(f"images_each: {images_each}, expected a whole number from 1", field="images_each")
     twin = info.summary.twin
+    models = [models] if isinstance(models, str) else models
     target = Target(
         neurons=_rows(neurons, "neurons", images_each),
         unit_ids=_rows(unit_ids, "unit_ids", images_each),

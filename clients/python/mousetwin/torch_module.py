@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .arrays import from_nested
 from .build import optional_array
-from .conditions import CONDITIONS, condition_space
+from .conditions import CONDITIONS, check_model_images, condition_space
 from .errors import InvalidArgument, Unimplemented
 from .query import Space, space_of
 from .torch_rows import fold, rowed, rows_of, spread, summed
@@ -70,7 +70,7 @@ class TwinModule(nn.Module):
             mouse: the twin.
             neurons, unit_ids: as for `Mouse.predict`.
             behavior, pupil_center: for all images that come without.
-            space: of the images: "model" (default) or "raw".
+            space: of the images: "model" (default, but for whole numbers, which must say) or "raw".
             condition_space: of behavior and pupil center, also of those that come with images.
 
         Raises:
@@ -83,7 +83,7 @@ class TwinModule(nn.Module):
         self.pupil_center = optional_array(pupil_center, "pupil_center")
         self._neurons = optional_array(neurons, "neurons")
         self._unit_ids = optional_array(unit_ids, "unit_ids")
-        self._space = space_of(space) or Space.MODEL
+        self._space = space_of(space)
         self._said = space_of(condition_space, "condition_space") or space_of(space)
         _resolve(mouse, self._said, {name: getattr(self, name) for name in CONDITIONS})
         # Follows the module from dtype to dtype, and is no part of its state.
@@ -109,7 +109,7 @@ class TwinModule(nn.Module):
     def extra_repr(self) -> str:
         chosen = self._neurons if self._neurons is not None else self._unit_ids
         neurons = self.mouse.summary.neurons if chosen is None else chosen.shape
-        return f"{self.mouse.summary}, neurons {neurons}, {self._space.value} space"
+        return f"{self.mouse.summary}, neurons {neurons}, {(self._space or Space.MODEL).value} space"
 
     def __prepare_scriptable__(self) -> None:
         # torch.jit.script asks for this first.
@@ -120,13 +120,14 @@ class TwinModule(nn.Module):
 class _Asked:
     """What is asked of the twin beside the inputs, and the dtype of what it answers.
 
-    said: the space of conditions; None where nobody said, and each call's numbers may be the same in both.
+    space: of the images; None is model, where nobody said, of images that are not whole numbers. said: the space of
+    conditions; None where nobody said, and each call's numbers may be the same in both.
     """
 
     mouse: Mouse
     neurons: NDArray[Any] | None
     unit_ids: NDArray[Any] | None
-    space: Space
+    space: Space | None
     said: Space | None
     dtype: torch.dtype
 
@@ -148,10 +149,12 @@ class _Asked:
     def arguments(self, inputs: Sequence[Tensor | None]) -> dict[str, Any]:
         """Of `predict` and `gradient`."""
         values = {name: optional_array(v, name) for name, v in zip(_INPUTS, inputs, strict=True)}
+        assert values["images"] is not None
+        check_model_images(values["images"], self.space, "images")
         return {
             "neurons": self.neurons,
             "unit_ids": self.unit_ids,
-            "space": self.space,
+            "space": self.space or Space.MODEL,
             "condition_space": _resolve(self.mouse, self.said, values),
             **values,
         }

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from . import optimize
-from .build import build_query, columns_of, frame_query, with_cotangent
+from .build import build_query, columns_of, frame_query, seconds, with_cotangent
 from .errors import MousetwinError, Unimplemented
 from .frames import Collector, Gradient, Responses, gradient_of, responses_of, split
 from .notices import Notices
@@ -35,7 +35,7 @@ def connect(address: str = "127.0.0.1:8001", *, timeout: float | None = None) ->
         InvalidArgument: the address is of no such form.
         Unimplemented: what the address needs is not installed.
     """
-    return Twins(open_transport(address), timeout)
+    return Twins(open_transport(address), seconds(timeout, None))
 
 
 class Twins:
@@ -62,7 +62,7 @@ class Twins:
 
     def mice(self, *, timeout: float | None = None) -> list[TwinSummary]:
         """What is served: one entry per mouse, model and version."""
-        return self._transport.list_mice(timeout or self._timeout)
+        return self._transport.list_mice(seconds(timeout, self._timeout))
 
     def mouse(
         self, data_key: str, model: str = "", version: str | int | None = None, *, timeout: float | None = None
@@ -76,7 +76,7 @@ class Twins:
             InvalidArgument: the mouse has several models and none is named.
         """
         ref = TwinRef(data_key, model, "" if version is None else str(version))
-        mouse = Mouse(self._transport, self._transport.get_mouse(ref, timeout or self._timeout), self._timeout)
+        mouse = Mouse(self._transport, self._transport.get_mouse(ref, seconds(timeout, self._timeout)), self._timeout)
         if not ref.version:
             self._notices.tell(filter(None, [stand_in_warning(mouse.summary)]))
         return mouse
@@ -193,7 +193,7 @@ class Mouse:
             MousetwinError: as `predict`, with the answers before it given; also what `frames` raises.
         """
         queries = (frame_query(self.summary, frame) for frame in frames)
-        for answer in self._transport.ask_frames(queries, timeout or self._timeout):
+        for answer in self._transport.ask_frames(queries, seconds(timeout, self._timeout)):
             self._notices.tell(answer.warnings)
             yield responses_of(answer)
 
@@ -256,7 +256,7 @@ class Mouse:
         Args:
             neurons, unit_ids: columns of the answer, as for `predict`.
             behavior, pupil_center: for all images that come without; they can also be given to `forward`, as tensors.
-            space: of the images: "model" (default) or "raw".
+            space: of the images: "model" (default, but for whole numbers, which must say) or "raw".
             condition_space: of behavior and pupil center; default: `space` where that is given. One of the two must
                 say, unless the numbers are the same in both.
 
@@ -366,7 +366,7 @@ class Mouse:
         )
         requests = optimize.Requests(self.info, query, progress, on_report)
         for request in requests.queries:
-            with closing(self._transport.optimize(request, timeout or self._timeout)) as events:  # type: ignore[type-var]
+            with closing(self._transport.optimize(request, seconds(timeout, self._timeout))) as events:  # type: ignore[type-var]
                 for event in events:
                     requests.take(event)
         found = requests.found()
@@ -375,7 +375,7 @@ class Mouse:
 
     def _ask(self, query: PredictQuery, timeout: float | None, progress: Progress | None) -> Prediction:
         frames = split(query, columns_of(self.summary, query))
-        timeout = timeout or self._timeout
+        timeout = seconds(timeout, self._timeout)
         if len(frames) == 1:
             answer = self._transport.ask(query, timeout)
             if progress is not None:

@@ -42,8 +42,8 @@ def _maybe(schema: Schema) -> Schema:
 _IMAGES: Schema = {
     "type": "array",
     "minItems": 1,
-    "description": "(N, H, W) or (N, 1, H, W). Whole numbers are gray levels 0-255 at the stimulus or the native size "
-    "unless `space` says otherwise; other numbers need `space`.",
+    "description": "(N, H, W) or (N, 1, H, W). Numbers without a point are gray levels 0-255 at the stimulus or the "
+    "native size unless `space` says otherwise; other numbers need `space`.",
     "items": {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "number"}, _NUMBERS]}}},
 }
 _BEHAVIOR: Schema = {"anyOf": [_NUMBERS, _ROWS], "description": "(N, B), or (B) for all images."}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mousetwin.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from mousetwin.query import Space
 from numpy.typing import NDArray
 
+from .. import plausibility
 from ..batch import Float
 from ..limits import Limits
 from ..memory import on_host
@@ -98,6 +99,7 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
         seen.append(Seen(own, told.behavior, told.pupil_center))
         defaults |= dict.fromkeys(told.defaults)
         warnings |= dict.fromkeys(told.warnings)
+    _check_used(query)
     constraints = _constraints(query.constraints, native, space, offset, scale)
     constraints.check()
     _check_ascent(query.ascent, native, limits)
@@ -120,6 +122,8 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
         _group(query.diversity, count),
         _number("min_share", query.diversity.min_share, 0, 1),
     )
+    if query.start.images is not None:
+        warnings |= dict.fromkeys(plausibility.of_images(query.start.images, space))
     size = next((name for name in _SIZES if getattr(query.constraints, name) is not None), "images")
     return Request(plan, tuple(defaults), tuple(warnings), size, offset, scale)
 
@@ -254,6 +258,25 @@ def _group(diversity: asked.Diversity, count: int) -> NDArray[np.intp] | None:
             field="group",
         )
     return given.astype(np.intp)
+
+
+def _check_used(query: asked.OptimizeQuery) -> None:
+    """Raises InvalidArgument for an option that would change nothing, since what it belongs to was not asked for."""
+    target, constraints, ascent = query.target, query.constraints, query.ascent
+    alone: dict[str, tuple[Any, str, bool]] = {
+        "temperature": (target, "against", target.against is None),
+        "min_share": (query.diversity, "images_each (a group)", query.diversity.group is None),
+        "background": (constraints, "a mask", constraints.mask is None),
+        "tolerance": (ascent, "patience", not ascent.patience),
+        "momentum": (ascent, "optimizer 'ascent'", ascent.optimizer != "ascent"),
+        "trials": (query.start, "start 'noise'", not _is_noise(query.start)),
+        "trial_steps": (query.start, "start 'noise'", not _is_noise(query.start)),
+    }
+    for name, (part, needed, is_alone) in alone.items():
+        default = next(field.default for field in fields(part) if field.name == name)
+        value = getattr(part, name)
+        if is_alone and (isinstance(value, np.ndarray) or value != default):
+            raise InvalidArgument(f"{name}: changes nothing without {needed}", field=name)
 
 
 def _check_ascent(ascent: asked.Ascent, native: tuple[int, int], limits: Limits) -> None:

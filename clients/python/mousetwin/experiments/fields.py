@@ -73,7 +73,7 @@ def receptive_fields(
     """
     height, width = mouse.summary.native_size
     generator = np.random.default_rng(seed)
-    columns = from_nested(neurons, "neurons")
+    columns = np.atleast_1d(from_nested(neurons, "neurons"))
     asked = in_model_space(mouse.info, asked)
     weighted = np.zeros((len(columns), height * width))
     total, noise_sum = np.zeros(len(columns)), np.zeros(height * width)
@@ -99,7 +99,7 @@ def gradient_fields(mouse: Mouse, neurons: ArrayLike, **asked: Any) -> Receptive
         neurons: (K,).
         asked: as for `Mouse.gradient`; behavior and pupil_center say their `condition_space` where it matters.
     """
-    columns = from_nested(neurons, "neurons")
+    columns = np.atleast_1d(from_nested(neurons, "neurons"))
     gray = np.zeros((len(columns), *mouse.summary.native_size), np.float32)
     found = mouse.gradient(gray, np.ones(1), neurons=columns[:, None], **in_model_space(mouse.info, asked))
     return ReceptiveFields(found.images, neuron_axis(mouse, {"neurons": columns}), mouse.summary)

@@ -93,5 +93,5 @@ def neuron_axis(mouse: Mouse, asked: Mapping[str, Any]) -> Axis:
     """What the columns of an answer are called: neurons, or unit ids where those were asked for."""
     for name in ("neurons", "unit_ids"):
         if asked.get(name) is not None:
-            return from_nested(asked[name], name)
+            return np.atleast_1d(from_nested(asked[name], name))
     return np.arange(mouse.summary.neurons)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import from_nested
-from ..conditions import in_model_space
-from ..query import Space
+from ..conditions import check_model_images, in_model_space
+from ..query import Space, space_of
 from .results import Experiment, neuron_axis
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def contrast_series(
         asked: as for `Mouse.predict`; behavior and pupil_center say their `condition_space` where it matters.
     """
     factors = from_nested(contrasts, "contrasts").astype(np.float64)
-    series = factors[:, None, None] * from_nested(image, "image").astype(np.float64)
+    shown = from_nested(image, "image")
+    check_model_images(shown, space_of(asked.get("space")), "images")
+    series = factors[:, None, None] * shown.astype(np.float64)
     responses = np.asarray(mouse.predict(series, **in_model_space(mouse.info, asked)))
     return Experiment(responses, {"contrast": factors, "neuron": neuron_axis(mouse, asked)}, mouse.summary)
 

@@ -115,16 +115,28 @@ class TwinService:
             MousetwinError: as `answer`, and what `queries` raises.
         """
 
-        async def answer(query: PredictQuery) -> Prediction:
+        async def numbered() -> AsyncIterator[tuple[int, PredictQuery]]:
+            start = 0
+            async for query in queries:
+                yield start, query
+                start += len(query.images)
+
+        async def answer(part: tuple[int, PredictQuery]) -> Prediction:
+            start, query = part
             async with self._stream_room:
-                return await self.answer(query, deadline, bulk=True)
+                try:
+                    return await self.answer(query, deadline, bulk=True)
+                except InvalidArgument as error:
+                    if start:
+                        error.args = (f"{error} (in the part that begins at image {start})", *error.args[1:])
+                    raise
 
         def window() -> int:
             return min(_STREAM_WINDOW, _STREAM_PARTS // self._streams)
 
         self._streams += 1
         try:
-            async with contextlib.aclosing(in_order(queries, answer, window)) as answers:
+            async with contextlib.aclosing(in_order(numbered(), answer, window)) as answers:
                 async for found in answers:
                     yield found
         finally:

@@ -523,3 +523,62 @@ def test_an_answer_is_in_c_order_whatever_was_chosen(parameters: dict[str, str],
         )
         assert b"'fortran_order': False" in answer.content
         assert b"'fortran_order': True" not in answer.content
+
+
+# --- constraints hold, or are refused
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"low": 5, "high": 6}, "low"),
+        ({"low": 1, "high": 4, "std": 1}, "low"),
+        ({"low": -4, "high": -1, "max_norm": 5}, "high"),
+        ({"low": 120, "high": 200, "norm": 800, "space": "raw"}, "low"),
+        ({"weights": [[1e-30]]}, "weights"),
+        ({"weights": [[1e30]]}, "weights"),
+        ({"fourier": 100}, "fourier"),
+        ({"l2": 1e300}, "l2"),
+        ({"total_variation": 1e300}, "total_variation"),
+        ({"against": [3], "temperature": 1e16}, "temperature"),
+        ({"against": [3], "temperature": 1e-6}, "temperature"),
+        ({"mask": np.full(FULL.native, np.nan)}, "mask"),
+        # A twin that is linear has a gradient at gray; a mask of nothing leaves no room.
+        ({"mask": np.full(FULL.native, 1e-200)}, "norm"),
+    ],
+)
+def test_what_cannot_be_kept_or_followed_is_refused(
+    options: dict[str, Any], field: str, mouse: mousetwin.Mouse
+) -> None:
+    with pytest.raises(mousetwin.InvalidArgument) as caught:
+        mouse.optimize([1], steps=4, **options)
+    assert caught.value.field == field, caught.value
+
+
+def test_an_image_that_stays_blank_is_no_most_exciting_image() -> None:
+    with mousetwin.connect("local:") as twins:
+        mouse = twins["demo"]
+        # At gray the energy of a complex cell does not change with any pixel.
+        cell = int(np.flatnonzero(mouse.info.truth["is_complex"])[0])
+        with pytest.raises(mousetwin.InvalidArgument, match=r"norm: image 0 has not the size that is held"):
+            mouse.optimize([cell], start="gray", steps=5)
+
+
+def test_an_ensemble_sees_the_same_gray_levels(tmp_path: Path) -> None:
+    class Dark(TinyTwin):
+        image_mean, image_std = 60.0, 20.0
+
+    TinyTwin("pair", "a").write(tmp_path)
+    Dark("pair", "b").write(tmp_path)
+    TinyTwin("pair", "c", statistics=False).write(tmp_path)
+    with mousetwin.connect(f"local:{tmp_path}") as twins:
+        for other in ("b", "c"):
+            with pytest.raises(mousetwin.InvalidArgument, match=r"gray levels|image statistics") as caught:
+                twins.mouse("pair", "a").optimize([1], models=[other], space="raw", behavior=[0, 0, 0], steps=2)
+            assert caught.value.field == "space"
+
+
+def test_an_optimisation_warns_of_gray_levels_in_model_space(mouse: mousetwin.Mouse) -> None:
+    with pytest.warns(mousetwin.MousetwinWarning, match="images: model space runs from"):
+        found = mouse.optimize([1], mean=110, std=25, steps=3)
+    assert len(found.warnings) == 1

@@ -159,3 +159,17 @@ def test_what_onnx_runtime_raises_is_one_line(models: Path) -> None:
         with pytest.raises(mousetwin.Internal, match="the engine failed: ") as caught:
             twins["fragile"].predict(broken, space="model")
         assert "\n" not in str(caught.value)
+
+
+def test_an_optimisation_says_so_too(running: Service, folder: Path) -> None:
+    from mousetwin.optimization import Ascent, OptimizeQuery, OptimizeResult, Target
+    from mousetwin.query import TwinRef
+    from mousetwin.transport import open_transport
+
+    query = OptimizeQuery((TwinRef("full"),), Target(neurons=np.array([[1]])), ascent=Ascent(steps=2))
+    for address in (running.grpc, f"local:{folder}"):
+        transport = open_transport(address)
+        *_, found = transport.optimize(query, 60)
+        assert isinstance(found, OptimizeResult)
+        assert [warning.split(":")[0] for warning in found.warnings] == ["version"]
+        transport.close()

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 # How a member begins, and how the directory ends.
 _HEADER = struct.Struct("<26x2H")
 _END_BYTES, _END = 22, b"PK\5\6"
+# A member that was written without going back has its checksum and sizes behind it, with or without a signature.
+_DESCRIBED, _DESCRIPTOR_BYTES = 8, (12, 16, 20, 24)
 _METHODS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma", 9: "deflate64", 93: "zstandard"}
 
 
@@ -97,8 +99,10 @@ def _check_places(file: BinaryIO, archive: zipfile.ZipFile) -> None:
         if len(header) < _HEADER.size:
             raise ValueError("damaged: members are missing")
         size = member.compress_size
-        whole &= member.header_offset + _HEADER.size + sum(_HEADER.unpack(header)) + size <= end
+        left = end - (member.header_offset + _HEADER.size + sum(_HEADER.unpack(header)) + size)
+        # What lies between is read by nobody, unless it is a member's own size and checksum behind it.
+        whole &= left == 0 or (bool(member.flag_bits & _DESCRIBED) and left in _DESCRIPTOR_BYTES)
         whole &= member.compress_type != zipfile.ZIP_STORED or member.file_size == size
         end = member.header_offset
-    if not whole:
+    if not whole or end != 0:
         raise ValueError("damaged: its directory and what it holds do not fit together")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..limits import Limits
+
+_WAITING_SECONDS = 1.0
 
 
 class Discard:
@@ -53,10 +56,12 @@ class _Exchange:
         if message["type"] == "http.response.start" and self._waits:
             MutableHeaders(scope=message)["Connection"] = "close"
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if last and not (self._ended or self._waits):
+        if last and not self._ended:
             await self._send({**message, "more_body": True})
+            # Who waits to be asked may also not wait for long. Once the answer has begun, nobody is asked any more.
+            seconds = min(self._limits.discard_seconds, _WAITING_SECONDS if self._waits else math.inf)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._drop(), self._limits.discard_seconds)
+                await asyncio.wait_for(self._drop(), seconds)
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 

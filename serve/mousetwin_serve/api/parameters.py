@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 HEADER_PREFIX = "x-mousetwin-"
 
 # A list may come in parts, as HTTP libraries write one: neurons=0&neurons=1, neurons[]=0&neurons[]=1, neurons[0]=0&…
-_BRACKETED = re.compile(r"([a-z_]+)\[(0|[1-9][0-9]*)?\]")
+_BRACKETED = re.compile(r"([a-z_]+)\[(0|[1-9][0-9]{0,8})?\]")
 _SECONDS = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LONGEST = 80
 

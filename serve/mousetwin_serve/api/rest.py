@@ -108,6 +108,8 @@ class _Rest:
     async def predict(self, request: Request, asked: Mapping[str, Any]) -> Response:
         types = (bodies.JSON, bodies.NPY, bodies.NPZ)
         sent_as = media.sent_as(request.headers, types)
+        if asked.get("early") and sent_as != bodies.NPY:
+            raise InvalidArgument(f"early: only the answer to {bodies.NPY} can begin early", field="early")
         if self._is_bulk(request, sent_as, media.answer_as(request.headers, sent_as, types)):
             # Rows that are sent as they are ready are a .npy, whatever came.
             media.answer_as(request.headers, bodies.NPY, (bodies.NPY,))

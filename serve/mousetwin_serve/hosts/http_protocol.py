@@ -21,6 +21,7 @@ class HttpProtocol(HttpToolsProtocol):
     """
 
     _probe: asyncio.TimerHandle | None = None
+    _in_head = True
 
     def data_received(self, data: bytes) -> None:
         while True:
@@ -45,7 +46,17 @@ class HttpProtocol(HttpToolsProtocol):
             else:
                 return
 
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers say nothing of what has been read by then.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self.parser.get_http_version() == "1.0":
             # Nobody may be told to continue who does not know what that is.
             self.expect_100_continue = False

@@ -58,7 +58,7 @@ class Found:
     """Each image's best (N, H, W) and what it is worth.
 
     values: the objective (N,). scores: with the penalties taken off. responses: (N, K). trace: the objective by step.
-    stopped: why.
+    stopped: why. kept: which images (N,) have the size that is held.
     """
 
     images: Double
@@ -67,6 +67,7 @@ class Found:
     responses: Double
     trace: Double
     stopped: str
+    kept: NDArray[np.bool_]
 
 
 class _Best:
@@ -114,7 +115,8 @@ def ascend(plan: Plan, ask: Ask) -> Iterator[Step | Found]:
     shown = constraints.shown(best.images)
     final = plan.objective.value(shown, ask)
     scores = final.values - penalty(best.images, ascent, constraints.center)
-    yield Found(shown, final.values, scores, final.responses, np.stack(trace), stopped)
+    kept = constraints.kept(best.images)
+    yield Found(shown, final.values, scores, final.responses, np.stack(trace), stopped, kept)
 
 
 def _tried(plan: Plan, ask: Ask) -> Double:

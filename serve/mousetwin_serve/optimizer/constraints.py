@@ -67,7 +67,15 @@ class Constraints:
             raise InvalidArgument("low: not below high: no image is in that range", field="low")
         if self.mean is not None and not self.low < self.mean < self.high:
             raise InvalidArgument("mean: outside of the pixel range", field="mean")
-        if self.size is None or self.capped:
+        if self.size is None:
+            return
+        if not self.low < self.center < self.high:
+            field = "low" if self.low >= self.center else "high"
+            raise InvalidArgument(
+                f"{field}: gray, from which sizes are told, lies outside of the pixel range, expected it inside",
+                field=field,
+            )
+        if self.capped:
             return
         if not self.size <= (most := self._largest_size()):
             field = "norm" if self.is_norm else "std"

@@ -23,6 +23,10 @@ from .constraints import Constraints, Double, Put
 from .objective import Objective, Seen
 
 DEFAULT_NORM = 10.0
+_LEAST_WEIGHT = 1e-6
+# Beyond these nothing but the penalty, or the lowest frequency, is left of a gradient.
+_LARGEST_PENALTY = 1e6
+_STEEPEST = 8.0
 _SIZES = ("norm", "max_norm", "std", "max_std")
 _OPTIMIZERS = ("ascent", "adam")
 _STARTS = ("noise", "gray")
@@ -79,7 +83,7 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
         )
     space = query.space or Space.MODEL
     if space is Space.RAW:
-        reader.check_takes_raw()
+        _check_gray_levels(twins)
     offset, scale = reader.gray_levels if space is Space.RAW else (0.0, 1.0)
     columns, weights = _target(query.target, twins[0])
     count = len(columns)
@@ -112,7 +116,7 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
     trial_steps = min(query.start.trial_steps, query.ascent.steps // 2) if _is_noise(query.start) else 0
     trials = query.start.trials if trial_steps else 1
     plan = Plan(
-        Objective(seen, weights, _number("temperature", query.target.temperature, 1e-6), conditions, put),
+        Objective(seen, weights, _number("temperature", query.target.temperature, 1e-3, 1e3), conditions, put),
         constraints.moved(put),
         query.ascent,
         put(_start(query.start, twins[0], space, count, trials)),
@@ -124,7 +128,7 @@ def read(query: asked.OptimizeQuery, twins: Sequence[Twin], limits: Limits, put:
     )
     if query.start.images is not None:
         warnings |= dict.fromkeys(plausibility.of_images(query.start.images, space))
-    size = next((name for name in _SIZES if getattr(query.constraints, name) is not None), "images")
+    size = next((name for name in (*_SIZES, "mean") if getattr(query.constraints, name) is not None), "images")
     return Request(plan, tuple(defaults), tuple(warnings), size, offset, scale)
 
 
@@ -143,6 +147,19 @@ def _check_twins(twins: Sequence[Twin]) -> None:
                 f"twins: {twin.identity.mouse} {twin.identity.model} and {first.twin.mouse} {first.twin.model} are not "
                 "of the same neurons, expected several models of one mouse",
                 field="twins",
+            )
+
+
+def _check_gray_levels(twins: Sequence[Twin]) -> None:
+    """Raises InvalidArgument where raw images are not known to mean the same to all of the twins."""
+    for twin in twins:
+        twin.stimulus.check_takes_raw()
+        levels, first = twin.stimulus.gray_levels, twins[0].stimulus.gray_levels
+        if not np.allclose(levels, first, rtol=1e-6):
+            raise InvalidArgument(
+                f"space: gray levels have mean and standard deviation {levels} for {twin.identity.model}, {first} for "
+                f"{twins[0].identity.model}, expected the same for all, or space 'model'",
+                field="space",
             )
 
 
@@ -166,8 +183,15 @@ def _target(target: asked.Target, twin: Twin) -> tuple[NDArray[np.intp], Double]
                 field="weights",
             )
         weights = np.array(np.broadcast_to(weights, columns.shape))
-        if not np.isfinite(weights).all() or not weights.any(1).all():
-            raise InvalidArgument("weights: expected finite numbers, and one that is not 0 an image", field="weights")
+        sizes = np.abs(weights)
+        # Beyond, float32 has no room for their products with gradients. Written so that a NaN fails too.
+        fit = (sizes == 0) | ((sizes >= _LEAST_WEIGHT) & (sizes <= 1 / _LEAST_WEIGHT))
+        if not fit.all() or not sizes.any(1).all():
+            raise InvalidArgument(
+                f"weights: expected 0 or finite numbers of {_LEAST_WEIGHT:g} to {1 / _LEAST_WEIGHT:g} in size, and one "
+                "that is not 0 an image",
+                field="weights",
+            )
     if target.against is not None:
         ids = (None, target.against) if field == "unit_ids" else (target.against, None)
         against = twin.stimulus.columns(*ids)
@@ -269,6 +293,7 @@ def _check_used(query: asked.OptimizeQuery) -> None:
         "background": (constraints, "a mask", constraints.mask is None),
         "tolerance": (ascent, "patience", not ascent.patience),
         "momentum": (ascent, "optimizer 'ascent'", ascent.optimizer != "ascent"),
+        "kind": (query.start, "noise or gray to start from: images are given", query.start.images is not None),
         "trials": (query.start, "start 'noise'", not _is_noise(query.start)),
         "trial_steps": (query.start, "start 'noise'", not _is_noise(query.start)),
     }
@@ -287,8 +312,11 @@ def _check_ascent(ascent: asked.Ascent, native: tuple[int, int], limits: Limits)
     _whole("steps", ascent.steps, 1, limits.optimize_steps)
     _whole("patience", ascent.patience, 0, limits.optimize_steps)
     _whole("jitter", ascent.jitter, 0, min(native) // 2)
-    for name in ("step_size", "step_size_end", "tolerance", "total_variation", "l2", "fourier"):
+    for name in ("step_size", "step_size_end", "tolerance"):
         _number(name, getattr(ascent, name), 0)
+    for name in ("total_variation", "l2"):
+        _number(name, getattr(ascent, name), 0, _LARGEST_PENALTY)
+    _number("fourier", ascent.fourier, 0, _STEEPEST)
     for name in ("blur", "blur_end"):
         _number(name, getattr(ascent, name), 0, max(native))
     _number("momentum", ascent.momentum, 0, 0.999)
@@ -297,8 +325,10 @@ def _check_ascent(ascent: asked.Ascent, native: tuple[int, int], limits: Limits)
 def _plane(field: str, given: NDArray[Any] | None, native: tuple[int, int], default: Double) -> Double:
     if given is None:
         return default
-    if given.shape != native or not np.isfinite(given).all():
-        raise InvalidArgument(f"{field}: shape {given.shape}, expected finite numbers {native}", field=field)
+    if given.shape != native:
+        raise InvalidArgument(f"{field}: shape {given.shape}, expected {native}", field=field)
+    if not np.isfinite(given).all():
+        raise InvalidArgument(f"{field}: holds NaN or infinity, expected finite numbers", field=field)
     return given.astype(np.float64)
 
 

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from mousetwin.errors import InvalidArgument
 from mousetwin.optimization import Ascent, OptimizeProgress, OptimizeQuery, OptimizeResult, Target
-from mousetwin.query import Space, TwinRef
+from mousetwin.query import Space, TwinRef, stand_in_warning
 from numpy.typing import NDArray
 
+from .. import plausibility
 from ..device import Device
 from ..limits import Limits
 from ..memory import on_host
@@ -118,12 +120,26 @@ def _result(query: OptimizeQuery, request: Request, twins: Sequence[Twin], found
     }
     for name, values in arrays.items():
         check_finite(name, values, request.size)
+    lost = np.flatnonzero(~on_host(found.kept))
+    if lost.size:
+        held = request.size if request.size != "images" else "norm"
+        raise InvalidArgument(
+            f"{held}: image {lost[0]} has not the size that is held: it is blank, where no gradient leads on, or the "
+            "pixel range or mask leaves no room; start from noise, or widen them",
+            field=held,
+        )
+    told = [*request.warnings, *plausibility.of_images(arrays["images"], query.space or Space.MODEL)]
+    told += [
+        warning
+        for ref, twin in zip(query.twins, twins, strict=True)
+        if not ref.version and (warning := stand_in_warning(twin.summary))
+    ]
     return OptimizeResult(
         **arrays,
         twins=identities,
         defaults=request.defaults,
         record=json.dumps(record),
-        warnings=(*request.warnings, *_silent(query.target, arrays["responses"])),
+        warnings=tuple(dict.fromkeys([*told, *_silent(query.target, arrays["responses"])])),
     )
 
 

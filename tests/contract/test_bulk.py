@@ -41,6 +41,12 @@ def in_pieces(data: bytes, size: int = 50_000) -> Iterator[bytes]:
         yield data[start : start + size]
 
 
+def saved(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def npz(**values: Any) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, **values)
@@ -192,7 +198,7 @@ def damaged(name: str) -> tuple[bytes, str]:
         "no npy": (b"\0" * len(whole), "not a .npy"),
         "too short": (whole[:-1], "announced"),
         "too long": (whole + b"\0", "announced"),
-        "fortran": (write_npy(np.asfortranarray(MANY.astype(np.float32))), "Fortran"),
+        "fortran": (saved(np.asfortranarray(MANY.astype(np.float32))), "Fortran"),
         "objects": (whole.replace(b"'|u1'", b"'|O8'", 1), "plain numbers"),
         "another size": (write_npy(MANY.reshape(-1, 48, 16)), "48×16"),
         "wrong rank": (write_npy(MANY.reshape(-1)), "rank 1"),

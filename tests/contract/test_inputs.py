@@ -292,9 +292,9 @@ def png(image: Any = IMAGES[0], **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def of_size(width: int, height: int, more: bytes = b"") -> bytes:
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return png()[:8] + head + more + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+def of_size(width: int, height: int, more: bytes = b"", pixels: int = 100, depth: int = 8) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
+    return png()[:8] + head + more + chunk(b"IDAT", zlib.compress(bytes(pixels))) + chunk(b"IEND", b"")
 
 
 def in_mode(mode: str) -> bytes:
@@ -332,6 +332,9 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "huge": (lambda: of_size(60_000, 60_000), "60000×60000 pixels, expected at most 16777216"),
     "huge in one direction": (lambda: of_size(2**31 - 1, 1), "1×2147483647 pixels"),
+    "two bits": (lambda: of_size(32, 24, pixels=216, depth=2), "2-bit gray, expected 8-bit gray"),
+    "rows are missing": (lambda: of_size(32, 24, pixels=33 * 10), "330 bytes of pixels, expected 792"),
+    "rows too many": (lambda: of_size(32, 24, pixels=33 * 25), "793 bytes of pixels, expected 792"),
     "without pixels": (lambda: of_size(0, 5), "not a PNG file, or a damaged one"),
     "too few pixels": (lambda: of_size(32, 24), "not a PNG file, or a damaged one"),
     "a bomb of text": (

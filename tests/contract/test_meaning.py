@@ -582,3 +582,86 @@ def test_an_optimisation_warns_of_gray_levels_in_model_space(mouse: mousetwin.Mo
     with pytest.warns(mousetwin.MousetwinWarning, match="images: model space runs from"):
         found = mouse.optimize([1], mean=110, std=25, steps=3)
     assert len(found.warnings) == 1
+
+
+# --- what was sent is what is used, whatever the caller does with its arrays
+
+
+@pytest.mark.parametrize("where", ["grpc", "local"])
+def test_a_session_answers_what_was_sent(where: str, service: Service, models: Path) -> None:
+    buffer = np.zeros((1, *FULL.native), np.float32)
+    with mousetwin.connect(service.grpc if where == "grpc" else f"local:{models}") as twins:
+        session = twins["full"].session()
+        for level in (1, 2):
+            buffer[:] = level
+            session.send_predict(buffer, [0, 0, 0], space="model")
+        for level in (1, 2):
+            right = FULL.respond(np.full((1, *FULL.native), level), np.zeros((1, 3)))
+            assert_allclose(session.receive(), right, **NEAR)
+        session.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_and_the_best_candidate_keep_what_they_were_given(mouse: mousetwin.Mouse) -> None:
+    from mousetwin.blackbox import Evaluator
+
+    candidates = np.ones((2, *FULL.native))
+    evaluate = Evaluator(mouse, neurons=[1], space="model")
+    evaluate(candidates)
+    candidates[:] = 0
+    assert evaluate.best is not None
+    assert evaluate.best.image.min() == 1
+    torch = pytest.importorskip("torch")
+    behavior = np.zeros(3)
+    module = mouse.torch_module(neurons=2, behavior=behavior)
+    behavior[:] = 5
+    images = torch.tensor(GIVEN["images"])
+    assert_allclose(module(images), FULL.respond(GIVEN["images"], np.zeros((3, 3)))[:, [2]], **NEAR)
+    assert torch.func.jacfwd(module)(images[:1]).shape == (1, 1, 1, 1, *FULL.native)
+
+
+def test_a_table_says_which_channel_is_which(mouse: mousetwin.Mouse) -> None:
+    pandas = pytest.importorskip("pandas")
+    names = list(mouse.summary.behavior)
+    rows = dict(zip(names, BEHAVIOR.T, strict=True))
+    images = np.repeat(GRAY, 3, 0)
+    assert_allclose(mouse.predict(images, pandas.DataFrame(rows)), FULL.respond_raw(images, BEHAVIOR), **NEAR)
+    for wrong in (
+        pandas.DataFrame({name: rows[name] for name in names[::-1]}),
+        pandas.DataFrame(BEHAVIOR, columns=[names[0], "b", "c"]),
+        pandas.Series(BEHAVIOR[0], index=names[::-1]),
+    ):
+        with pytest.raises(mousetwin.InvalidArgument, match="behavior: columns") as caught:
+            mouse.predict(images, wrong)
+        assert caught.value.field == "behavior"
+
+
+def test_experiments_in_chunks_take_one_condition(mouse: mousetwin.Mouse) -> None:
+    from mousetwin import experiments
+
+    rows = np.zeros((256, 3))
+    for run in (
+        lambda: experiments.top_images(mouse, np.repeat(GRAY, 512, 0), k=1, behavior=rows),
+        lambda: experiments.receptive_fields(mouse, [1], images=512, behavior=rows),
+    ):
+        with pytest.raises(mousetwin.InvalidArgument, match="expected one row for all images") as caught:
+            run()
+        assert caught.value.field == "behavior"
+    with pytest.raises(mousetwin.InvalidArgument, match="images: 0"):
+        experiments.receptive_fields(mouse, [1], images=0)
+    tuning = experiments.grating_tuning(mouse, neurons=[1])
+    with pytest.raises(mousetwin.InvalidArgument, match="'orientatoin', expected one of orientation"):
+        tuning.curve("orientatoin")
+
+
+def test_names_that_no_message_can_hold(service: Service) -> None:
+    with mousetwin.connect(service.grpc) as twins:
+        for key in ("\udcff", 5):
+            with pytest.raises(mousetwin.InvalidArgument, match="expected text") as caught:
+                twins.mouse(key)  # type: ignore[arg-type]
+            assert caught.value.field == "mouse"
+
+
+def test_a_model_counts_once(service: Service) -> None:
+    with mousetwin.connect(service.grpc) as twins, pytest.raises(mousetwin.InvalidArgument, match="ln is repeated"):
+        twins.mouse("two-models", "cnn").optimize([1], models=["ln", "ln"], steps=2)

@@ -111,7 +111,7 @@ def post(torchserve: TorchServe, body: bytes, content_type: str, accept: str = "
 
 
 def test_rest_takes_and_gives_the_same_bodies(torchserve: TorchServe, here: mousetwin.Twins) -> None:
-    behavior = np.random.default_rng(3).normal(4, 1, (70, 3))
+    behavior = np.random.default_rng(3).normal(FULL.behavior_mean, FULL.behavior_std, (70, 3))
     right = here["full"].predict(IMAGES, behavior)
     answer = post(torchserve, write_npz({"images": IMAGES, "behavior": behavior}), NPZ)
     assert answer.status_code == 200

@@ -103,5 +103,6 @@ class Evaluator:
         self.count += count
         top = int(scores.argmax())
         if self.best is None or scores[top] > self.best.score:
-            self.best = Candidate(parameters[top], images[top], responses[top], float(scores[top]))
+            # The caller may use the arrays again.
+            self.best = Candidate(parameters[top].copy(), images[top].copy(), responses[top], float(scores[top]))
         return scores

@@ -32,8 +32,8 @@ def build_query(
     return PredictQuery(
         TwinRef(twin.mouse, twin.model, twin.version),
         arrays.from_nested(images, "images"),
-        optional_array(behavior, "behavior"),
-        optional_array(pupil_center, "pupil_center"),
+        named_array(behavior, "behavior", summary.behavior),
+        named_array(pupil_center, "pupil_center", summary.pupil_center),
         space_of(space),
         optional_array(neurons, "neurons"),
         optional_array(unit_ids, "unit_ids"),
@@ -78,6 +78,19 @@ def seconds(timeout: float | None, default: float | None) -> float | None:
 def optional_array(values: ArrayLike | None, field: str) -> NDArray[Any] | None:
     """Raises InvalidArgument where the values are no array of numbers."""
     return None if values is None else arrays.from_nested(values, field)
+
+
+def named_array(values: Any, field: str, names: tuple[str, ...]) -> NDArray[Any] | None:
+    """As `optional_array`; a table whose columns are called as the twin's channels are has them in their order."""
+    kind = type(values).__module__.partition(".")[0]
+    if kind in ("pandas", "polars", "pyarrow"):
+        told = getattr(values, "columns", None) if kind != "pyarrow" else getattr(values, "column_names", None)
+        told = getattr(values, "index", None) if told is None and kind == "pandas" else told
+        labels = [] if told is None else list(told)
+        if set(labels) & set(names) and tuple(labels) != names:
+            came, expected = ", ".join(map(str, labels))[:200], ", ".join(names)
+            raise InvalidArgument(f"{field}: columns {came}, expected {expected}", field=field)
+    return optional_array(values, field)
 
 
 def columns_of(summary: TwinSummary, query: PredictQuery) -> int:

@@ -70,6 +70,14 @@ def in_model_space(info: MouseInfo, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {**asked, "space": Space.MODEL, "condition_space": found}
 
 
+def check_one_condition(asked: Mapping[str, Any]) -> None:
+    """For calls that ask in chunks. Raises InvalidArgument for conditions or neurons with a row an image."""
+    for name in (*CONDITIONS, "neurons", "unit_ids"):
+        values = optional_array(asked.get(name), name)
+        if values is not None and values.ndim > 1:
+            raise InvalidArgument(f"{name}: shape {values.shape}, expected one row for all images", field=name)
+
+
 def check_model_images(images: NDArray[Any], said: Space | None, field: str) -> None:
     """For calls that take images for model space: whole numbers are gray levels everywhere else.
 

@@ -166,6 +166,13 @@ def destination(given: str | Path, field: str, *, make_folder: bool = False) -> 
     return replace(told, path=target)
 
 
+def named_path(text: str) -> Path:
+    """The type of an option that names a file or folder. As a path, an empty one would mean the folder that is here."""
+    if not text:
+        raise argparse.ArgumentTypeError("'', expected the name of a file or folder")
+    return Path(text)
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add the option that a command's `output` needs."""
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")

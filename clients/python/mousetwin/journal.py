@@ -154,7 +154,7 @@ class Journal:
         self.save()
 
     def save(self) -> None:
-        fresh = self._path.with_name(f"{self._path.name}.new")
+        fresh = self._fresh
         told = {**self._asked, "rows": self.rows, "size": self.size, "defaults": self.defaults}
         fresh.write_text(json.dumps(told))
         os.replace(fresh, self._path)
@@ -162,4 +162,8 @@ class Journal:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
-        self._path.with_name(f"{self._path.name}.new").unlink(missing_ok=True)
+        self._fresh.unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.{os.getpid()}.new")

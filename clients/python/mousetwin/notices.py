@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable
 
@@ -17,15 +18,19 @@ class Notices:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def tell(self, texts: Iterable[str], *, stacklevel: int = 3) -> None:
-        """Warn of what was not told before.
-
-        Args:
-            texts: a line each.
-            stacklevel: as of `warnings.warn`, seen from here: 3 is the caller of whoever calls this.
-        """
+    def tell(self, texts: Iterable[str]) -> None:
+        """Warn of what was not told before, at the line that called this package."""
         for text in texts:
-            kind = _NUMBER.sub("#", text)
+            # Of a version, numbers and names are what it is about.
+            kind = text if text.startswith("version:") else _NUMBER.sub("#", text)
             if kind not in self._told:
+                warnings.warn(text, MousetwinWarning, stacklevel=_outside())
                 self._told.add(kind)
-                warnings.warn(text, MousetwinWarning, stacklevel=stacklevel)
+
+
+def _outside() -> int:
+    """The `stacklevel`, seen from the caller, of whoever called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -166,6 +166,8 @@ def _from_picture(value: Any, field: str) -> NDArray[Any]:
             f"{deep}use .convert('L')",
             "expected 8-bit gray levels, mode 'L'",
         )
+    if getattr(value, "n_frames", 1) > 1:
+        _refuse(field, f"a picture of {value.n_frames} frames", "choose one")
     return np.asarray(value)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import arrays
-from .build import optional_array
+from .build import named_array, optional_array
 from .errors import Internal, InvalidArgument
 from .optimization import (
     Ascent,
@@ -80,8 +80,8 @@ def build(
             *(TwinRef(twin.mouse, model) for model in models if model != twin.model),
         ),
         target=target,
-        behavior=optional_array(behavior, "behavior"),
-        pupil_center=optional_array(pupil_center, "pupil_center"),
+        behavior=named_array(behavior, "behavior", info.summary.behavior),
+        pupil_center=named_array(pupil_center, "pupil_center", info.summary.pupil_center),
         space=space_of(space),
         condition_space=space_of(condition_space, "condition_space"),
         constraints=Constraints(**{n: v for n, v in given.items() if n in _CONSTRAINTS}),

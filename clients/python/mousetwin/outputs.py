@@ -165,10 +165,12 @@ class _File:
         self._out.place(self._out.partial)
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be written is told of by whoever wrote it.
+        with suppress(OSError):
+            self._file.close()
 
     def _zip(self) -> None:
-        zipped = self._out.partial.with_name(f"{self._out.partial.name}.zip")
+        zipped = self._out.partial.with_name(f".{self._out.partial.name}.{os.getpid()}.zip")
         try:
             with zipped.open("wb") as stream:
                 self._out.prepare(zipped)

@@ -68,7 +68,7 @@ def _check_chunks(path: Path, data: bytes) -> set[bytes]:
     """The kinds of chunks in a PNG file that is whole, of one image, and not too large to be decoded."""
     if not data.startswith(PNG_MAGIC):
         raise _wrong(path, "not a PNG file")
-    at, kinds = len(PNG_MAGIC), set[bytes]()
+    at, kinds, rows = len(PNG_MAGIC), set[bytes](), bytearray()
     while b"IEND" not in kinds:
         head, at = data[at : at + 8], at + 8
         length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
@@ -76,17 +76,45 @@ def _check_chunks(path: Path, data: bytes) -> set[bytes]:
         if not kind or check != zlib.crc32(kind + body).to_bytes(4, "big"):
             raise _wrong(path, "truncated" if at > len(data) else "damaged")
         if not kinds:
-            if kind != b"IHDR" or length < 8:
+            if kind != b"IHDR" or length != 13:
                 raise _wrong(path, "not a PNG file")
-            width, height = struct.unpack(">II", body[:8])
+            width, height, depth, color, *_, interlaced = struct.unpack(">II5B", body)
             if width * height > MAX_PIXELS:
                 raise _wrong(path, f"{height}×{width} pixels, expected at most {MAX_PIXELS}")
         if kind == b"acTL":
             raise _wrong(path, "an animation, expected one image")
+        if kind == b"IDAT":
+            rows += body
         kinds.add(kind)
     if at != len(data):
         raise _wrong(path, f"{len(data) - at} bytes after the end of the picture, expected one image")
+    if color == 0 and depth < 8:
+        mode = "mode 1, " if depth == 1 else ""
+        raise _wrong(path, f"{mode}{depth}-bit gray, expected 8-bit gray (L): {_GRAY}")
+    if color == 0 and depth == 8:
+        _check_rows(path, bytes(rows), _row_bytes(width, height, interlaced=bool(interlaced)))
     return kinds
+
+
+def _row_bytes(width: int, height: int, *, interlaced: bool) -> int:
+    """Of all rows of 8-bit gray, each with a byte for its filter (PNG specification, sections 7.2 and 8.2)."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    total = 0
+    for left, top, right, down in passes if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        total += rows * (columns + 1) if columns > 0 and rows > 0 else 0
+    return total
+
+
+def _check_rows(path: Path, packed: bytes, expected: int) -> None:
+    # Pillow takes fewer, and leaves the rest of the picture black.
+    unpack = zlib.decompressobj()
+    try:
+        found = len(unpack.decompress(packed, expected + 1))
+    except zlib.error as error:
+        raise _wrong(path, f"not a PNG file, or a damaged one ({_brief(error)})") from None
+    if found != expected or unpack.unused_data:
+        raise _wrong(path, f"not a PNG file, or a damaged one ({found} bytes of pixels, expected {expected})")
 
 
 def _brief(error: Exception) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from .apart import check_outputs
 from .errors import InvalidArgument, Unavailable
-from .files import add_overwrite, output
+from .files import add_overwrite, named_path, output
 from .fits import check_fits
 from .formats import DEFAULT_KIND, FILE_KINDS, ZARR_FORMATS, Answer
 from .frames import frame_size
@@ -35,7 +34,7 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
     parser = commands.add_parser("predict", help="predict responses to files of any size")
     parser.add_argument(
         "images",
-        type=Path,
+        type=named_path,
         metavar="IMAGES",
         help=f"{KINDS}; a .npz holds images and may hold {' and '.join(BESIDE)}",
     )
@@ -54,8 +53,8 @@ def add_predict(commands: Any, add_server: Callable[[argparse.ArgumentParser], N
     )
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="default: %(default)s")
     parser.add_argument("--tier", help="of a data set: train, validation, test, …; default: all trials")
-    parser.add_argument("--behavior", type=Path, metavar="NPY", help="(N, B) or (B,)")
-    parser.add_argument("--pupil-center", type=Path, metavar="NPY", help="(N, 2) or (2,)")
+    parser.add_argument("--behavior", type=named_path, metavar="NPY", help="(N, B) or (B,)")
+    parser.add_argument("--pupil-center", type=named_path, metavar="NPY", help="(N, 2) or (2,)")
     parser.add_argument("--neurons", type=integers, metavar="I,J,…", help="0-based columns; default: all")
     parser.add_argument("--unit-ids", type=integers, metavar="I,J,…", help="the recording's own ids instead")
     parser.add_argument("--space", choices=["raw", "model"], help="float images must say; integers are raw")
@@ -83,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
             if odd := check_fits(inputs.dataset, mouse.info):
                 print(f"note: {odd}", file=sys.stderr)
             # A recording has everything; a twin may take less.
-            beside = {name: values for name, values in beside.items() if getattr(mouse.summary, name)}
+            taken = {name for name in BESIDE if getattr(mouse.summary, name) or getattr(args, name) is not None}
+            beside = {name: values for name, values in beside.items() if name in taken}
         space = args.space or ("raw" if inputs.dataset is not None else None)
         job = _Job(mouse, inputs, beside, space, args.condition_space, args.neurons, args.unit_ids)
         answer = job.answer(args.dtype, args.zarr_format or ZARR_FORMATS[0])

@@ -19,7 +19,7 @@ from .apart import check_outputs
 from .dataset import Dataset
 from .errors import InvalidArgument
 from .figures import picture_kinds
-from .files import Destination, add_overwrite, output, whole_file
+from .files import Destination, add_overwrite, named_path, output, whole_file
 from .fits import check_fits
 from .frames import frame_size
 from .interrupts import terminable
@@ -31,14 +31,18 @@ from .twins import Mouse, Twins, connect
 def add_score(commands: Any, add_server: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add `score` to the `mousetwin` command."""
     parser = commands.add_parser("score", help="score a mouse's models on its data set")
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="the mouse's SENSORIUM data set, folder or zip")
+    parser.add_argument(
+        "dataset", type=named_path, metavar="DATASET", help="the mouse's SENSORIUM data set, folder or zip"
+    )
     parser.add_argument("--mouse", required=True, metavar="KEY", help="data_key, as 'mousetwin mice' lists it")
     parser.add_argument("--model", action="append", metavar="NAME", help="may be repeated; default: every model served")
     parser.add_argument("--tier", default="test", help="default: %(default)s")
     parser.add_argument("--report", metavar="JSON", help=".json to write, with every neuron's scores; - for stdout")
     parser.add_argument("--csv", metavar="CSV", help=".csv to write, a row a neuron (of one model); - for stdout")
     parser.add_argument("--plot", metavar="PNG", help="distributions to draw (needs the plot extra)")
-    parser.add_argument("--submission", type=Path, metavar="DIR", help="folder for the competition's submission files")
+    parser.add_argument(
+        "--submission", type=named_path, metavar="DIR", help="folder for the competition's submission files"
+    )
     add_overwrite(parser)
     add_server(parser)
     parser.set_defaults(run=_run)

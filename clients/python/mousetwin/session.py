@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from .build import build_query, with_cotangent
@@ -174,7 +176,9 @@ class Session:
         while len(self._sent) >= WINDOW:
             self._answered.append(self._next())
         self._open()
-        self._sent.append(query)
+        # The caller may use its arrays again before they are answered, or asked about once more.
+        own: Any = {name: value.copy() for name, value in vars(query).items() if isinstance(value, np.ndarray)}
+        self._sent.append(replace(query, **own))
         self._put()
 
     def _receive(self) -> Prediction:

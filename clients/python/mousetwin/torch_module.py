@@ -79,15 +79,15 @@ class TwinModule(nn.Module):
         """
         super().__init__()
         self.mouse = mouse
-        self.behavior = optional_array(behavior, "behavior")
-        self.pupil_center = optional_array(pupil_center, "pupil_center")
-        self._neurons = optional_array(neurons, "neurons")
-        self._unit_ids = optional_array(unit_ids, "unit_ids")
+        self.behavior = _own(behavior, "behavior")
+        self.pupil_center = _own(pupil_center, "pupil_center")
+        self._neurons = _own(neurons, "neurons", least=1)
+        self._unit_ids = _own(unit_ids, "unit_ids", least=1)
         self._space = space_of(space)
         self._said = space_of(condition_space, "condition_space") or space_of(space)
         _resolve(mouse, self._said, {name: getattr(self, name) for name in CONDITIONS})
         # Follows the module from dtype to dtype, and is no part of its state.
-        self.register_buffer("dtype_of_answers", torch.empty(0), persistent=False)
+        self.register_buffer("dtype_of_answers", torch.empty(0, dtype=torch.float32), persistent=False)
 
     @torch.compiler.disable(reason=_NOT_TRACED)  # type: ignore[untyped-decorator, no-untyped-call]
     def forward(self, images: Tensor, behavior: Tensor | None = None, pupil_center: Tensor | None = None) -> Tensor:
@@ -163,7 +163,9 @@ class _Asked:
         """What came, in the module's dtype and where the images are."""
         images = inputs[0]
         assert images is not None
-        return torch.from_numpy(np.asarray(found)).to(device=images.device, dtype=self.dtype)
+        if not self.dtype.is_floating_point:
+            raise InvalidArgument(f"dtype: the module is {self.dtype}, expected one with fractions", field="dtype")
+        return _cast(torch.from_numpy(np.asarray(found)), images.device, self.dtype)
 
 
 class _Respond(Function):
@@ -369,7 +371,21 @@ def _along(value: Tensor) -> NDArray[Any]:
 def _like(value: Tensor | None, gradient: NDArray[np.float32]) -> Tensor:
     """The gradient of `value`, in its shape and dtype, where it is."""
     assert value is not None
-    return summed(torch.from_numpy(gradient), value, 0).to(device=value.device, dtype=value.dtype)
+    return _cast(summed(torch.from_numpy(gradient), value, 0), value.device, value.dtype)
+
+
+def _cast(found: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Elsewhere and in another dtype. Raises InvalidArgument where it is beyond that, as 70,000 is beyond float16."""
+    cast = found.to(device=device, dtype=dtype)
+    if dtype.is_floating_point and dtype.itemsize < found.dtype.itemsize and not torch.isfinite(cast).all():
+        raise InvalidArgument(f"dtype: {float(found.abs().max()):g} is beyond {dtype}, use float32", field="dtype")
+    return cast
+
+
+def _own(values: ArrayLike | None, field: str, least: int = 0) -> NDArray[Any] | None:
+    """A copy, of at least so many dimensions: the caller may use the array again."""
+    found = optional_array(values, field)
+    return None if found is None else np.array(found, ndmin=least)
 
 
 def _known(name: str, gradient: NDArray[np.float32] | None) -> NDArray[np.float32]:

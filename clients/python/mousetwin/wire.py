@@ -177,7 +177,13 @@ def answer_from_proto(message: pb.SessionResponse) -> Prediction:
 
 
 def ref_to_proto(ref: TwinRef) -> pb.TwinRef:
-    return pb.TwinRef(mouse=ref.mouse, model=ref.model, version=ref.version)
+    message = pb.TwinRef()
+    for name in ("mouse", "model", "version"):
+        try:
+            setattr(message, name, getattr(ref, name))
+        except (TypeError, ValueError):
+            raise InvalidArgument(f"{name}: {str(getattr(ref, name))[:80]!r}, expected text", field=name) from None
+    return message
 
 
 def ref_from_proto(message: pb.TwinRef) -> TwinRef:

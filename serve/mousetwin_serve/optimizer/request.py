@@ -136,7 +136,9 @@ def _check_twins(twins: Sequence[Twin]) -> None:
     if not twins:
         raise InvalidArgument("twins: there are none, expected at least one", field="twins")
     first = twins[0].summary
-    for twin in twins:
+    for n, twin in enumerate(twins):
+        if any(twin is other for other in twins[:n]):
+            raise InvalidArgument(f"twins: {twin.identity.model} is repeated, expected each once", field="twins")
         if twin.summary.no_gradient:
             raise Unimplemented(
                 f"twins: {twin.identity.model} has no gradient: {twin.summary.no_gradient}", field="twins"

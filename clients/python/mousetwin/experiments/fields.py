@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import from_nested
-from ..conditions import in_model_space
+from ..conditions import check_one_condition, in_model_space
+from ..errors import InvalidArgument
 from ..figures import saved
 from ..query import TwinSummary
 from .results import Axis, Float, neuron_axis, new_panels
@@ -74,6 +75,11 @@ def receptive_fields(
     height, width = mouse.summary.native_size
     generator = np.random.default_rng(seed)
     columns = np.atleast_1d(from_nested(neurons, "neurons"))
+    if not isinstance(images, int) or images < 1:
+        raise InvalidArgument(f"images: {images!r}, expected a whole number of at least 1", field="images")
+    if not 0 < contrast < np.inf:
+        raise InvalidArgument(f"contrast: {contrast!r}, expected a number above 0", field="contrast")
+    check_one_condition(asked)
     asked = in_model_space(mouse.info, asked)
     weighted = np.zeros((len(columns), height * width))
     total, noise_sum = np.zeros(len(columns)), np.zeros(height * width)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import from_nested
+from ..conditions import check_one_condition
 from ..errors import InvalidArgument
 from ..figures import saved
 from ..query import TwinSummary
@@ -81,6 +82,7 @@ def top_images(
     if k < 1:
         raise InvalidArgument(f"k: {k}, expected at least 1", field="k")
     total, batches = _batches(images)
+    check_one_condition(asked)
     names = neuron_axis(mouse, asked)
     best = np.zeros((0, len(names)), np.float32)
     places = np.zeros((0, len(names)), np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import from_nested
+from ..errors import InvalidArgument
 from ..figures import new_figure, saved
 from ..query import TwinSummary
 
@@ -49,7 +50,13 @@ class Experiment:
         return f"<{type(self).__name__} of {self.twin}: responses by {axes}>"
 
     def curve(self, axis: str) -> Float:
-        """Responses (A, K) along one axis: phases averaged, then the most over all other axes."""
+        """Responses (A, K) along one axis: phases averaged, then the most over all other axes.
+
+        Raises InvalidArgument for an axis there is none of.
+        """
+        if axis not in self.axes or axis == "neuron":
+            there = ", ".join(name for name in self.axes if name != "neuron")
+            raise InvalidArgument(f"axis: {axis!r}, expected one of {there}", field="axis")
         values, names = self.responses, list(self.axes)
         if "phase" in names and axis != "phase":
             values = values.mean(names.index("phase"), keepdims=True)
@@ -65,10 +72,11 @@ class Experiment:
             NotFound: `path` cannot be written.
         """
         axis = axis or next(iter(self.axes))
+        curves = self.curve(axis)
         figure, (panel,) = new_panels(1, (5.0, 3.4), self.twin)
         # An axis of conditions is a table: its rows are counted.
         places = self.axes[axis] if self.axes[axis].ndim == 1 else np.arange(len(self.axes[axis]))
-        for neuron, curve in zip(self.axes["neuron"], self.curve(axis).T, strict=True):
+        for neuron, curve in zip(self.axes["neuron"], curves.T, strict=True):
             panel.plot(places, curve, marker="o", markersize=3, label=str(neuron))
         panel.set(xlabel=_UNITS.get(axis, axis), ylabel="response (standard deviations)")
         if len(self.axes["neuron"]) <= _NAMED:

@@ -27,7 +27,8 @@ class GratingTuning(Experiment):
 
     def preferred(self, axis: str) -> Axis:
         """(K,): where along "orientation" or "spatial_frequency" each neuron's curve is highest."""
-        return np.asarray(self.axes[axis][self.curve(axis).argmax(0)])
+        curve = self.curve(axis)
+        return np.asarray(self.axes[axis][curve.argmax(0)])
 
     @property
     def orientation_selectivity(self) -> Float:

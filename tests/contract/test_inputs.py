@@ -574,6 +574,28 @@ def test_images_that_change_under_a_running_command(models: Path, here: Path, se
     assert not Path("r.npy").exists()
 
 
+def test_a_recording_that_changes_while_it_is_scored(
+    here: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By somebody who acts when the progress bar is drawn: all has been read then, and nothing told."""
+    recording = record(here / "set", FULL)
+    trial = int(recording.of("test")[0])
+
+    class Meddling(io.StringIO):
+        def write(self, text: str) -> int:
+            if "trials" in text:
+                np.save(f"set/data/images/{trial}.npy", 255 - recording.images[trial])
+            return super().write(text)
+
+    for output in (["--report", "r.json"], ["--submission", "files"]):
+        told = Meddling()
+        monkeypatch.setattr(sys, "stderr", told)
+        assert main(["score", "set", "--mouse", "full", *output, "--server", service.grpc]) == 1
+        assert f"data/images/{trial}.npy: was changed while it was read" in told.getvalue()
+        assert not Path("r.json").exists()
+        assert not list(Path().glob("files/*"))
+
+
 def test_a_recording_that_changed_is_begun_anew(here: Path, service: Service) -> None:
     """A command that was stopped goes on with the same data set, and only with the same."""
     recording = record(here / "set", BUSY)

@@ -24,6 +24,7 @@ from .fits import check_fits
 from .frames import frame_size
 from .interrupts import terminable
 from .progress import ProgressBar
+from .sources import Sources
 from .submission import TIERS, submission_path, write_submission
 from .twins import Mouse, Twins, connect
 
@@ -55,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(terminable())
         dataset = stack.enter_context(Dataset.open(args.dataset))
+        sources = Sources.begin(dataset.path, lambda: dataset.stamps(dataset.variables, np.arange(dataset.trials)))
         twins = stack.enter_context(connect(args.server, timeout=args.timeout))
         mice = _models(twins, args.mouse, args.model)
         several = len(mice) > 1
@@ -64,9 +66,9 @@ def _run(args: argparse.Namespace) -> int:
             if odd := check_fits(dataset, mouse.info):
                 print(f"note: {odd}", file=sys.stderr)
         if args.submission is not None:
-            _submit(dataset, mice[0], args.submission, say)
+            _submit(dataset, mice[0], sources, args.submission, say)
         try:
-            found = {mouse.summary.twin.model: _score(dataset, mouse, args.tier) for mouse in mice}
+            found = {mouse.summary.twin.model: _score(dataset, mouse, sources, args.tier) for mouse in mice}
         except InvalidArgument as error:
             if error.field == "dataset":
                 raise
@@ -110,8 +112,10 @@ def _models(twins: Twins, data_key: str, names: list[str] | None) -> list[Mouse]
     return [twins.mouse(data_key, name) for name in names or [""]]
 
 
-def _predict(dataset: Dataset, mouse: Mouse, trials: NDArray[np.intp], label: str) -> Iterator[NDArray[np.float32]]:
-    """Predictions for some trials, batch after batch."""
+def _predict(
+    dataset: Dataset, mouse: Mouse, sources: Sources, trials: NDArray[np.intp], label: str
+) -> Iterator[NDArray[np.float32]]:
+    """Predictions for some trials, batch after batch. Raises InvalidArgument at the end where files have changed."""
     summary = mouse.summary
     named = [name for name in ("behavior", "pupil_center") if getattr(summary, name)]
     for name in ("images", *named):
@@ -128,9 +132,10 @@ def _predict(dataset: Dataset, mouse: Mouse, trials: NDArray[np.intp], label: st
         done += len(responses)
         bar(done, len(trials))
         yield np.asarray(responses)
+    sources.check_unchanged()
 
 
-def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
+def _score(dataset: Dataset, mouse: Mouse, sources: Sources, tier: str) -> scores.Scores:
     trials = dataset.trials_of(tier)
     responses = np.concatenate(list(dataset.batches("responses", trials, 256)))
     if not responses.any():
@@ -139,11 +144,12 @@ def _score(dataset: Dataset, mouse: Mouse, tier: str) -> scores.Scores:
     std = dataset.statistic("responses", "std")
     if std is None:
         raise InvalidArgument("meta/statistics/responses/all/std.npy: missing", field="std")
-    predictions = np.concatenate(list(_predict(dataset, mouse, trials, f"{mouse.summary.twin.model} {tier}")))
+    label = f"{mouse.summary.twin.model} {tier}"
+    predictions = np.concatenate(list(_predict(dataset, mouse, sources, trials, label)))
     return scores.score(responses / std, predictions, dataset.image_ids[trials])
 
 
-def _submit(dataset: Dataset, mouse: Mouse, folder: Path, say: Callable[[object], None]) -> None:
+def _submit(dataset: Dataset, mouse: Mouse, sources: Sources, folder: Path, say: Callable[[object], None]) -> None:
     ids = dataset.unit_ids if dataset.unit_ids is not None else mouse.info.unit_ids
     if ids is None:
         raise InvalidArgument("meta/neurons/unit_ids.npy: missing, a submission names its neurons", field="unit_ids")
@@ -152,7 +158,7 @@ def _submit(dataset: Dataset, mouse: Mouse, folder: Path, say: Callable[[object]
         raise InvalidArgument("meta/trials/tiers.npy: neither test nor final_test, nothing to submit", field="tier")
     for tier in sorted(there, reverse=True):
         trials = dataset.trials_of(tier)
-        predictions = _predict(dataset, mouse, trials, f"submission {tier}")
+        predictions = _predict(dataset, mouse, sources, trials, f"submission {tier}")
         say(write_submission(folder, tier, dataset.trial_idx[trials], dataset.image_ids[trials], predictions, ids))
 
 

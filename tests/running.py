@@ -33,6 +33,13 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
+def limited(command: list[str], size: int) -> list[str]:
+    """`command`, where no file may grow over `size` bytes: a disk that is full."""
+    # Not preexec_fn: it forks this process, and gRPC's threads do not outlive that.
+    limit = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
+    return [sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+
+
 @dataclass(frozen=True)
 class Service:
     """Where a running service listens."""

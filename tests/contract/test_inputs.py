@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import shutil
 import struct
 import subprocess
@@ -25,7 +24,7 @@ from mousetwin.inputs import open_inputs
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from recordings import record, zipped
-from running import Service, until
+from running import Service, limited, until
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (5, *FULL.stimulus)).astype(np.uint8)
 
@@ -603,13 +602,8 @@ def test_a_recording_that_changed_is_begun_anew(here: Path, service: Service) ->
     def run(limit: int | None = None) -> str:
         """What the command says; where its file may not grow over the limit, it stops on the way."""
         given = ["predict", "set", "--mouse", "busy", "--out", "r.npy", "--server", service.grpc]
-        done = subprocess.run(
-            [sys.executable, "-m", "mousetwin.cli", *given],
-            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
-            capture_output=True,
-            text=True,
-        )
-        return done.stderr
+        command = [sys.executable, "-m", "mousetwin.cli", *given]
+        return subprocess.run(limited(command, limit) if limit else command, capture_output=True, text=True).stderr
 
     # Of three frames the first fits.
     assert "64 rows are kept" in run(2500)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from bundles import BUSY, FULL
 from mousetwin.cli import main
 from numpy.testing import assert_allclose
-from running import Command, Service, as_command, until
+from running import Command, Service, as_command, limited, until
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1500, *BUSY.stimulus)).astype(np.uint8)
 
@@ -43,17 +42,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def predict(folder: Path, server: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def predict(folder: Path, server: str, *arguments: str, largest_file: int | None = None) -> subprocess.Popen[str]:
     """`mousetwin predict images.npy --out r.npy` for the busy twin."""
     out = [] if "--out" in arguments else ["--out", "r.npy"]
     given = ["images.npy", "--mouse", "busy", *out, "--server", server, *arguments]
+    command = [sys.executable, "-m", "mousetwin.cli", "predict", *given]
     return subprocess.Popen(
-        [sys.executable, "-m", "mousetwin.cli", "predict", *given],
+        limited(command, largest_file) if largest_file else command,
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -126,10 +125,7 @@ def test_a_service_that_stays_away_costs_nothing(models: Path, folder: Path, uni
 
 
 def test_a_full_disk(command: Command, folder: Path, uninterrupted: str) -> None:
-    def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    told = finish(predict(folder, command.service.grpc, preexec_fn=full), 1)
+    told = finish(predict(folder, command.service.grpc, largest_file=20_000), 1)
     assert "r.npy: cannot be written: File too large" in told
     assert "rows are kept" in told
     assert not (folder / "r.npy").exists()

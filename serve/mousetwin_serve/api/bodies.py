@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,9 +173,9 @@ def _told(error: str) -> str:
 
 def _check_once_each(text: bytes) -> None:
     """That no name is given twice in an object whose values hold no others."""
-    names = [msgspec.json.decode(name) for name, colon in _STRINGS.findall(text) if colon]
-    for name in names:
-        if names.count(name) > 1:
+    names = Counter(msgspec.json.decode(name) for name, colon in _STRINGS.findall(text) if colon)
+    for name, times in names.items():
+        if times > 1:
             raise InvalidArgument(f"body: {name!r} is given twice", field="body")
 
 

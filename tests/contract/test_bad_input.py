@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from bundles import BREAKS_ABOVE, FRAGILE, FULL
 from callers import Answer, Caller, GrpcCaller, RestCaller, to_message
+from fuzzing import npz
 from mousetwin import arrays
 from mousetwin.v1 import digital_twin_pb2 as pb
 from running import REQUEST_BYTES, RESPONSE_BYTES, Service
@@ -265,14 +266,6 @@ def saved(array: Any) -> bytes:
     return stream.getvalue()
 
 
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
 BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "npy cut short": (NPY, npy(lambda d: d[:-1]), 400, "images"),
@@ -286,26 +279,26 @@ BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "npy of text": (NPY, saved(np.array(["a"])), 400, "images"),
     "a pickle": (NPY, pickle.dumps([1, 2]), 400, "images"),
     "npz that is none": (NPZ, b"PK\3\4 nothing", 400, "body"),
-    "npz with a stranger": (NPZ, zipped({"images.npy": npy(), "weights.npy": npy()}), 400, "body"),
-    "npz without images": (NPZ, zipped({"behavior.npy": npy()}), 400, "images"),
-    "npz with an array twice": (NPZ, zipped({"images.npy": npy(), "images": npy()}), 400, "body"),
-    "npz with an array in another case": (NPZ, zipped({"Images.npy": npy()}), 400, "body"),
-    "npz with an array in two cases": (NPZ, zipped({"images.npy": npy(), "IMAGES.npy": npy()}), 400, "body"),
-    "npz with an array in a folder": (NPZ, zipped({"data/images.npy": npy()}), 400, "body"),
-    "npz in bzip2": (NPZ, zipped({"images.npy": npy()}, zipfile.ZIP_BZIP2), 400, "body"),
-    "npz in lzma": (NPZ, zipped({"images.npy": npy()}, zipfile.ZIP_LZMA), 400, "body"),
-    "npz with more behind it": (NPZ, zipped({"images.npy": npy()}) + b"\0", 400, "body"),
-    "npz with an object array": (NPZ, zipped({"images.npy": saved(np.array([None], dtype=object))}), 400, "images"),
+    "npz with a stranger": (NPZ, npz({"images.npy": npy(), "weights.npy": npy()}), 400, "body"),
+    "npz without images": (NPZ, npz({"behavior.npy": npy()}), 400, "images"),
+    "npz with an array twice": (NPZ, npz({"images.npy": npy(), "images": npy()}), 400, "body"),
+    "npz with an array in another case": (NPZ, npz({"Images.npy": npy()}), 400, "body"),
+    "npz with an array in two cases": (NPZ, npz({"images.npy": npy(), "IMAGES.npy": npy()}), 400, "body"),
+    "npz with an array in a folder": (NPZ, npz({"data/images.npy": npy()}), 400, "body"),
+    "npz in bzip2": (NPZ, npz({"images.npy": npy()}, zipfile.ZIP_BZIP2), 400, "body"),
+    "npz in lzma": (NPZ, npz({"images.npy": npy()}, zipfile.ZIP_LZMA), 400, "body"),
+    "npz with more behind it": (NPZ, npz({"images.npy": npy()}) + b"\0", 400, "body"),
+    "npz with an object array": (NPZ, npz({"images.npy": saved(np.array([None], dtype=object))}), 400, "images"),
     "npz that expands beyond the limit": (
         NPZ,
-        zipped({"images.npy": saved(np.zeros((100, 144, 256), np.float32))}),
+        npz({"images.npy": saved(np.zeros((100, 144, 256), np.float32))}),
         413,
         "body",
     ),
-    "npz cut short": (NPZ, zipped({"images.npy": npy()})[:-30], 400, "body"),
+    "npz cut short": (NPZ, npz({"images.npy": npy()})[:-30], 400, "body"),
     "npz with a damaged member": (
         NPZ,
-        zipped({"images.npy": npy()}, zipfile.ZIP_STORED).replace(b"\0\0\0\0", b"\0\1\0\0", 60),
+        npz({"images.npy": npy()}, zipfile.ZIP_STORED).replace(b"\0\0\0\0", b"\0\1\0\0", 60),
         400,
         "",
     ),

@@ -246,7 +246,23 @@ class _PullBack(Function):
         return tuple(summed(g, inputs[n], 1) for g, n in zip(gradients, wanted, strict=True)), (0,) * len(wanted)
 
 
-class _PushForward(Function):
+class _NoDerivative(Function):
+    """A function whose own derivatives would be second ones."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: it has no derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
+        raise _no_second_derivatives()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise _no_second_derivatives()
+
+
+class _PushForward(_NoDerivative):
     """Products (T, N, K) of the Jacobian with T tangents of each input, from the gradient of every response alone."""
 
     @staticmethod
@@ -274,18 +290,6 @@ class _PushForward(Function):
         return twin.answer(pushed, inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept: it has no derivative."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
-        raise _no_second_derivatives()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise _no_second_derivatives()
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], twin: _Asked, *both: Tensor | None) -> tuple[Tensor, int]:
         count, size = len(_INPUTS), info.batch_size
         inputs, tangents = both[:count], spread(both[count:], in_dims[count + 1 :], size)
@@ -298,7 +302,7 @@ class _PushForward(Function):
         return _apply(_PushForward, twin.repeated(size), *folded, *flat).unflatten(1, (size, rows)), 1
 
 
-class _Once(Function):
+class _Once(_NoDerivative):
     """Its input, of which no second derivative is had."""
 
     generate_vmap_rule = True
@@ -306,18 +310,6 @@ class _Once(Function):
     @staticmethod
     def forward(value: Tensor) -> Tensor:
         return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
-        raise _no_second_derivatives()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise _no_second_derivatives()
 
 
 def _resolve(mouse: Mouse, said: Space | None, given: Mapping[str, NDArray[Any] | None]) -> Space:
